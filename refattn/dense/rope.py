@@ -1,0 +1,137 @@
+"""Rotary position embedding: turn each pair of dimensions by an angle that grows with the position.
+
+Su et al., "RoFormer", 2021, arXiv:2104.09864, eq. 34. A query at position m and a key at n then meet at angle
+(m - n) θ: their product knows only how far apart they are.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refattn.arrays import Array, check_count, check_floats, check_number, compute_dtype
+from refattn.dispatch import dispatched
+
+
+def _check(
+    x: Any, positions: Any, *, theta: Any = 10000.0, rotary_dim: Any = None, interleaved: Any = False
+) -> None:
+    check_floats("rope", 2, x=x)
+    check_number("rope", "theta", theta, above=0)
+    rotary_dim = x.shape[-1] if rotary_dim is None else rotary_dim
+    check_count("rope", "rotary_dim", rotary_dim, least=0)
+    if rotary_dim % 2 or rotary_dim > x.shape[-1]:
+        raise ValueError(f"rope: rotary_dim is {rotary_dim}; wanted an even number up to D = {x.shape[-1]}")
+    if getattr(positions, "dtype", None) is None or positions.dtype.kind not in "iu":
+        raise TypeError(f"rope: positions is {getattr(positions, 'dtype', type(positions).__name__)}; wanted integers")
+    batch = x.shape[:-3]
+    if positions.shape not in ((x.shape[-2],), (*batch, x.shape[-2])):
+        raise ValueError(
+            f"rope: positions has shape {positions.shape}; wanted ({x.shape[-2]},) = (T,) or {(*batch, x.shape[-2])}"
+        )
+
+
+def _check_vjp(dy: Any, positions: Any, **arguments: Any) -> None:
+    _check(dy, positions, **arguments)
+
+
+@dispatched(_check)
+def rope(
+    x: Array,
+    positions: NDArray[np.integer[Any]],
+    *,
+    theta: float = 10000.0,
+    rotary_dim: int | None = None,
+    interleaved: bool = False,
+    backend: str = "numpy",
+) -> Array:
+    r"""Rotate the pairs of `x` by their position.
+
+    .. math::
+        \begin{pmatrix} y_a \\ y_b \end{pmatrix} =
+        \begin{pmatrix} \cos \phi & -\sin \phi \\ \sin \phi & \cos \phi \end{pmatrix}
+        \begin{pmatrix} x_a \\ x_b \end{pmatrix}, \quad \phi = t \, \theta^{-2n/D}
+
+    for pair n = 0 ... D/2 - 1 at position t.
+
+    Parameters
+    ----------
+    x : array, (..., H, T, D)
+        Queries or keys; 2-D is one head.
+    positions : int array, (T,) or (..., T)
+        Where each token stands.
+    theta : float
+        The base of the wavelengths.
+    rotary_dim : int, optional
+        Rotate the first so many dimensions only; D unless given.
+    interleaved : bool
+        Pair n is (2n, 2n + 1) (GPT-J) rather than (n, n + D/2) (GPT-NeoX, Llama).
+    backend : str
+        Who computes; see `refattn.backends`.
+
+    Returns
+    -------
+    array, (..., H, T, D)
+        In the dtype of x.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For an odd or too large rotary_dim, or positions that do not fit.
+
+    Examples
+    --------
+    >>> rope(np.array([[1.0, 0.0]]), np.array([0]))  # position 0 turns nothing
+    array([[1., 0.]])
+    """
+    compute = compute_dtype(x.dtype)
+    n = x.shape[-1] if rotary_dim is None else rotary_dim
+    frequency = theta ** (-np.arange(0, n, 2) / n) if n else np.zeros(0)  # θ^(-2n/D)
+    angle = positions[..., None] * frequency  # t θ^(-2n/D), in float64                     (..., T, n/2)
+    if positions.ndim > 1:
+        angle = angle[..., None, :, :]  # one set of positions for all heads
+    cos, sin = np.cos(angle).astype(compute), np.sin(angle).astype(compute)
+    a, b = (slice(0, n, 2), slice(1, n, 2)) if interleaved else (slice(0, n // 2), slice(n // 2, n))
+    y = x.astype(compute)
+    y[..., a], y[..., b] = x[..., a] * cos - x[..., b] * sin, x[..., a] * sin + x[..., b] * cos
+    return y.astype(x.dtype)
+
+
+@dispatched(_check_vjp)
+def rope_vjp(
+    dy: Array,
+    positions: NDArray[np.integer[Any]],
+    *,
+    theta: float = 10000.0,
+    rotary_dim: int | None = None,
+    interleaved: bool = False,
+    backend: str = "numpy",
+) -> Array:
+    """Pull the cotangent of `rope`'s result back to x: the transpose of a rotation turns the other way.
+
+    Parameters
+    ----------
+    dy : array, (..., H, T, D)
+        Cotangent of the result.
+    positions, theta, rotary_dim, interleaved
+        As given to `rope`.
+    backend : str
+        Who computes; see `refattn.backends`.
+
+    Returns
+    -------
+    array, (..., H, T, D)
+        The gradient of x.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `rope`.
+
+    Examples
+    --------
+    >>> x = np.array([[3.0, 4.0]])
+    >>> np.round(rope_vjp(rope(x, np.array([7])), np.array([7])), 12)
+    array([[3., 4.]])
+    """
+    return rope(dy, -positions.astype(np.int64), theta=theta, rotary_dim=rotary_dim, interleaved=interleaved)

@@ -1,0 +1,58 @@
+"""Masks from text: ``parse("causal() & window(255, 0)")``. A parser of its own small language; nothing is evaluated."""
+
+import ast
+
+from refattn.masks import patterns
+from refattn.masks.algebra import Mask
+
+PATTERNS = {
+    name: getattr(patterns, name)
+    for name in ("causal", "window", "padding", "document", "global_tokens", "from_array")
+}
+
+
+def parse(text: str) -> Mask:
+    """Return the mask that `text` spells: patterns called with literals, joined by ``&``, ``|``, ``~`` and brackets.
+
+    Raises
+    ------
+    ValueError
+        Names the place in `text` and what was expected there.
+
+    Examples
+    --------
+    >>> parse("causal() & (window(255, 0) | global_tokens([0]))")
+    causal() & (window(255, 0) | global_tokens([0]))
+    """
+    try:
+        tree = ast.parse(text.strip(), mode="eval")
+    except SyntaxError as error:
+        raise ValueError(f"mask {text!r}: not an expression of masks, {error.msg} at column {error.offset}") from None
+    return _mask(tree.body, text)
+
+
+def _mask(node: ast.expr, text: str) -> Mask:
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitAnd):
+        return _mask(node.left, text) & _mask(node.right, text)
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
+        return _mask(node.left, text) | _mask(node.right, text)
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Invert):
+        return ~_mask(node.operand, text)
+    where = f"mask {text!r}, column {node.col_offset + 1}"
+    if isinstance(node, ast.Name) and node.id in PATTERNS:
+        raise ValueError(f"{where}: {node.id} needs its brackets: {node.id}(...)")
+    if not isinstance(node, ast.Call):
+        raise ValueError(f"{where}: expected a pattern, one of {', '.join(sorted(PATTERNS))}")
+    name = node.func.id if isinstance(node.func, ast.Name) else ast.unparse(node.func)
+    if name not in PATTERNS:
+        raise ValueError(f"{where}: no pattern {name!r}; there are {', '.join(sorted(PATTERNS))}")
+    try:
+        args = [ast.literal_eval(argument) for argument in node.args]
+        kwargs = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in node.keywords}
+    except ValueError:
+        raise ValueError(f"{where}: the arguments of {name} must be plain numbers, lists or None") from None
+    try:
+        mask: Mask = PATTERNS[name](*args, **kwargs)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where}: {error}") from None
+    return mask
