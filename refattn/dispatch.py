@@ -215,7 +215,9 @@ def _announced() -> dict[str, EntryPoint]:
     found: dict[str, EntryPoint] = {}
     for entry in entry_points(group=GROUP):
         if found.setdefault(entry.name, entry).value != entry.value:
-            raise LookupError(f"two packages announce a backend {entry.name!r}: {found[entry.name].value}, {entry.value}")
+            raise LookupError(
+                f"two packages announce a backend {entry.name!r}: {found[entry.name].value}, {entry.value}"
+            )
     return found
 
 

@@ -13,9 +13,7 @@ from refattn.arrays import Array, check_count, check_floats, check_number, compu
 from refattn.dispatch import dispatched
 
 
-def _check(
-    x: Any, positions: Any, *, theta: Any = 10000.0, rotary_dim: Any = None, interleaved: Any = False
-) -> None:
+def _check(x: Any, positions: Any, *, theta: Any = 10000.0, rotary_dim: Any = None, interleaved: Any = False) -> None:
     check_floats("rope", 2, x=x)
     check_number("rope", "theta", theta, above=0)
     rotary_dim = x.shape[-1] if rotary_dim is None else rotary_dim

@@ -6,8 +6,7 @@ from refattn.masks import patterns
 from refattn.masks.algebra import Mask
 
 PATTERNS = {
-    name: getattr(patterns, name)
-    for name in ("causal", "window", "padding", "document", "global_tokens", "from_array")
+    name: getattr(patterns, name) for name in ("causal", "window", "padding", "document", "global_tokens", "from_array")
 }
 
 
