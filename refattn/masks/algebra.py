@@ -24,6 +24,9 @@ class Mask:
     lead: tuple[int, ...] = ()
     """Shape of the axes before (Tq, Tk); it broadcasts against (..., H): (B, 1) for one pattern per sequence."""
 
+    cacheable: bool = True
+    """Whether a backend may keep what it derived from this mask: equal masks mean the same, and it is not large."""
+
     def see(self, i: Ints, j: Ints, Tq: int, Tk: int) -> Bools:
         """Return, for query indices `i` (n, 1) and key indices `j` (m,), a bool array that broadcasts to (*lead, n, m)."""
         raise NotImplementedError
@@ -96,7 +99,7 @@ class Mask:
         return Not(self)
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(frozen=True, repr=False)
 class And(Mask):
     """What both masks let through."""
 
@@ -106,6 +109,10 @@ class And(Mask):
     @property
     def lead(self) -> tuple[int, ...]:  # type: ignore[override]
         return np.broadcast_shapes(self.left.lead, self.right.lead)
+
+    @property
+    def cacheable(self) -> bool:  # type: ignore[override]
+        return self.left.cacheable and self.right.cacheable
 
     def see(self, i: Ints, j: Ints, Tq: int, Tk: int) -> Bools:
         return self.left.see(i, j, Tq, Tk) & self.right.see(i, j, Tq, Tk)
@@ -129,7 +136,7 @@ class And(Mask):
         return f"{_nested(self.left)} & {_nested(self.right)}"
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(frozen=True, repr=False)
 class Or(Mask):
     """What either mask lets through."""
 
@@ -139,6 +146,10 @@ class Or(Mask):
     @property
     def lead(self) -> tuple[int, ...]:  # type: ignore[override]
         return np.broadcast_shapes(self.left.lead, self.right.lead)
+
+    @property
+    def cacheable(self) -> bool:  # type: ignore[override]
+        return self.left.cacheable and self.right.cacheable
 
     def see(self, i: Ints, j: Ints, Tq: int, Tk: int) -> Bools:
         return self.left.see(i, j, Tq, Tk) | self.right.see(i, j, Tq, Tk)
@@ -156,7 +167,7 @@ class Or(Mask):
         return f"{_nested(self.left)} | {_nested(self.right)}"
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(frozen=True, repr=False)
 class Not(Mask):
     """What the mask hides."""
 
@@ -165,6 +176,10 @@ class Not(Mask):
     @property
     def lead(self) -> tuple[int, ...]:  # type: ignore[override]
         return self.mask.lead
+
+    @property
+    def cacheable(self) -> bool:  # type: ignore[override]
+        return self.mask.cacheable
 
     def see(self, i: Ints, j: Ints, Tq: int, Tk: int) -> Bools:
         return ~self.mask.see(i, j, Tq, Tk)

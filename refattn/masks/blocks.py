@@ -41,7 +41,7 @@ class Blocks:
     partial: NDArray[np.int64]
     """(tiles,): index into `bits`, or -1 for a full tile."""
     bits: NDArray[np.uint8]
-    """(partial tiles, block_q, ceil(block_k / 8)): key j of the tile is bit j % 8 of byte j // 8."""
+    """(partial tiles, block_k, ceil(block_q / 8)): query i is bit i % 8 of byte i // 8 in the row of key j."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -69,7 +69,7 @@ class Blocks:
             seen = np.ones((heights[tile], widths[tile]), bool)
             if self.partial[tile] >= 0:
                 unpacked = np.unpackbits(self.bits[self.partial[tile]], axis=-1, bitorder="little")
-                seen = unpacked[: heights[tile], : widths[tile]].astype(bool)
+                seen = unpacked.T[: heights[tile], : widths[tile]].astype(bool)
             a, b = np.nonzero(seen)
             i.append(a + r * self.block_q)
             j.append(b + np.int64(c) * self.block_k)
@@ -118,7 +118,7 @@ def build(mask: "Mask", Tq: int, Tk: int, block_q: int, block_k: int) -> Blocks:
             before = flat[:, a, some_tiles]
             flat[:, a, some_tiles] = now = np.where(before == PARTIAL, decided, before)
             for n, tile in zip(*np.nonzero(now == PARTIAL), strict=True):
-                packed = np.packbits(tiles[n, tile], axis=-1, bitorder="little")
+                packed = np.packbits(tiles[n, tile].T, axis=-1, bitorder="little")
                 bits.append(((int(n) * nq + a) * nk + int(some_tiles[tile]), packed))
     return _assemble(kinds, bits, Tq, Tk, block_q, block_k, lead)
 
@@ -137,7 +137,7 @@ def _assemble(
     partial = np.full(len(row), -1, np.int64)
     is_partial = flat[row, column] == PARTIAL
     partial[is_partial] = np.arange(is_partial.sum())
-    packed = np.zeros((len(bits), block_q, -(-block_k // 8)), np.uint8)
+    packed = np.zeros((len(bits), block_k, -(-block_q // 8)), np.uint8)
     for n, (_, tile) in enumerate(sorted(bits, key=lambda entry: entry[0])):  # the order of the CSR form
         packed[n] = tile
     return Blocks(

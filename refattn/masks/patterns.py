@@ -317,6 +317,10 @@ class FromArray(Mask):
     def lead(self) -> tuple[int, ...]:  # type: ignore[override]
         return self.visible.array.shape[:-2]
 
+    @property
+    def cacheable(self) -> bool:  # type: ignore[override]
+        return self.visible.array.size <= 1 << 16
+
     def see(self, i: Ints, j: Ints, Tq: int, Tk: int) -> Bools:
         whole = np.broadcast_to(self.visible.array, (*self.lead, Tq, Tk))
         seen: Bools = whole[..., i, j]
@@ -337,6 +341,7 @@ class FromFunction(Mask):
     """See `from_function`."""
 
     function: Callable[[Ints, Ints], Any]
+    cacheable = False  # what the function reads may change
 
     def see(self, i: Ints, j: Ints, Tq: int, Tk: int) -> Bools:
         seen = np.asarray(self.function(i, j))

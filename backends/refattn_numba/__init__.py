@@ -1,0 +1,35 @@
+"""The operations of refattn on the CPU: tiled, vectorised and threaded kernels compiled by Numba.
+
+Read `flash` first (what is launched and why it is shaped so), then `forward`, `backward`, and `simd` for the few loops
+that are written as LLVM IR.
+"""
+
+from refattn_numba.attention import attention, attention_vjp
+from refattn_numba.flash import flash_attention, flash_attention_vjp
+from refattn_numba.decode import attention_split_kv, merge_attention
+from refattn_numba.multihead import multi_head_attention, multi_head_attention_vjp
+from refattn_numba.rope import rope, rope_vjp
+from refattn_numba.threads import get_num_threads, set_num_threads
+
+RANK = 10
+
+LIMITS = {
+    "flash_attention(on_tile)": "a compiled kernel does not stop to report its tiles; the reference does",
+}
+
+__all__ = [
+    "LIMITS",
+    "RANK",
+    "attention",
+    "attention_split_kv",
+    "attention_vjp",
+    "flash_attention",
+    "flash_attention_vjp",
+    "get_num_threads",
+    "merge_attention",
+    "multi_head_attention",
+    "multi_head_attention_vjp",
+    "rope",
+    "rope_vjp",
+    "set_num_threads",
+]

@@ -1,0 +1,156 @@
+"""Flash attention on the CPU, forward and backward; `forward` and `backward` hold the kernels.
+
+Differences from the reference that rounding can show: tiles are 64 queries by 128 keys whatever `tile_q` and `tile_k`
+say; weights below 2^-125 (float32) of a row's largest are taken as 0; 16-bit inputs are computed in float32, P included.
+Memory beside the results: 64 · (D + Dv + 128) numbers a thread, and the bits of tiles that the mask cuts.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from refattn.arrays import Array
+
+from refattn_numba.backward import backward, backward_bias, finite
+from refattn_numba.forward import forward
+from refattn_numba.layout import TILE_K, Problem, flat, problem, tiles_of
+from refattn_numba.simd import LANES, VECTOR_BYTES
+from refattn_numba.threads import run
+
+
+class Gradients(NamedTuple):
+    """As `refattn.AttentionGradients`."""
+
+    dq: Array
+    dk: Array
+    dv: Array
+    dbias: Array | None
+    dsinks: Array | None
+
+
+def flash_attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    mask: Any = None,
+    bias: Array | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    sinks: Array | None = None,
+    dropout_mask: Array | None = None,
+    dropout_p: float = 0.0,
+    tile_q: int = 64,
+    tile_k: int = 64,
+    on_tile: Any = None,
+) -> tuple[Array, Array]:
+    """As `refattn.flash_attention`."""
+    call = problem(
+        q, k, v, mask=mask, bias=bias, scale=scale, softcap=softcap, sinks=sinks, dropout_mask=dropout_mask,
+        dropout_p=dropout_p,
+    )  # fmt: skip
+    ((o, lse),) = attend(call, q, k, v)
+    return o.reshape(*q.shape[:-1], v.shape[-1]).astype(q.dtype, copy=False), lse
+
+
+def attend(call: Problem, q: Array, k: Array, v: Array, splits: int = 1) -> list[tuple[Array, Array]]:
+    """Return (o, lse), in the compute dtype, for each of `splits` runs of the keys; the first one holds the sinks."""
+    o = np.zeros((splits, *q.shape[:-1], v.shape[-1]), call.dtype)
+    lse = np.full((splits, *q.shape[:-1]), -np.inf, call.dtype)
+    if call.Tk == 0 and call.sinks.size > 0:
+        lse[0] = call.sinks[:, None] if q.ndim > 2 else call.sinks
+    items = call.heads * tiles_of(call.Tq) * splits
+    if items and call.Tk:
+        work, space = call.pairs * (call.D + call.Dv), LANES * (call.D + call.Dv + TILE_K + 4)
+        run(
+            forward, items, work, space, call.dtype, call.order(), splits, *(flat(x, call.dtype) for x in (q, k, v)),
+            o.reshape(-1), lse.reshape(-1), call.H, call.Hk, call.Tq, call.Tk, call.D, call.Dv, call.scale, call.softcap,
+            call.sinks, call.all_visible, *call.tiles, call.mask_of, call.bias, call.bias_of, call.keep, call.keep_of,
+            call.keep_scale,
+        )  # fmt: skip
+    return list(zip(o, lse, strict=True))
+
+
+def flash_attention_vjp(
+    do: Array,
+    q: Array,
+    k: Array,
+    v: Array,
+    o: Array,
+    lse: Array,
+    *,
+    mask: Any = None,
+    bias: Array | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    sinks: Array | None = None,
+    dropout_mask: Array | None = None,
+    dropout_p: float = 0.0,
+    dlse: Array | None = None,
+    tile_q: int = 64,
+    tile_k: int = 64,
+) -> Gradients:
+    """As `refattn.flash_attention_vjp`."""
+    call = problem(
+        q, k, v, mask=mask, bias=bias, scale=scale, softcap=softcap, sinks=sinks, dropout_mask=dropout_mask,
+        dropout_p=dropout_p,
+    )  # fmt: skip
+    dtype = call.dtype
+    delta = np.einsum("...d,...d->...", do, o, dtype=dtype)  # Σ_d do_id o_id
+    if dlse is not None:
+        delta = delta - dlse.astype(dtype)
+    lse = lse.astype(dtype, copy=False)
+    dq, dk, dv, dbias = gradients(call, do, q, k, v, lse, delta)
+    dsinks = None
+    if sinks is not None:
+        sink = call.sinks.reshape(-1, 1) if q.ndim > 2 else call.sinks
+        blind = np.isneginf(lse)
+        pulled = np.where(blind, 0, -np.exp(sink - np.where(blind, 0, lse)) * delta)
+        dsinks = pulled.sum(axis=-1).reshape(-1, call.H).sum(axis=0).astype(sinks.dtype)
+    return Gradients(
+        dq.reshape(q.shape).astype(q.dtype, copy=False),
+        dk.reshape(k.shape).astype(k.dtype, copy=False),
+        dv.reshape(v.shape).astype(v.dtype, copy=False),
+        None if bias is None else dbias.reshape(bias.shape).astype(bias.dtype, copy=False),
+        dsinks,
+    )
+
+
+def gradients(
+    call: Problem, do: Array, q: Array, k: Array, v: Array, lse: Array, delta: Array
+) -> tuple[Array, Array, Array, Array]:
+    """Return dq, dk, dv and dbias in the compute dtype."""
+    dtype, key_heads = call.dtype, call.heads // call.H * call.Hk
+    dbias = np.zeros(call.bias.shape, dtype)
+    if call.heads == 0 or call.Tq == 0 or call.Tk == 0:
+        return np.zeros(q.shape, dtype), np.zeros(k.shape, dtype), np.zeros(v.shape, dtype), dbias
+    q, do = _padded(q, dtype), _padded(do, dtype)
+    Dp, Dvp = q.shape[-1], do.shape[-1]
+    chunks = max(1, min(8, 32 // max(key_heads, 1), -(-call.Tk // (2 * TILE_K))))
+    inputs = (*(flat(x, dtype) for x in (do, q, k, v, lse, delta)),)
+    sizes = (Dp, Dvp, call.H, call.Hk, call.Tq, call.Tk, call.D, call.Dv, call.scale, call.softcap)
+    tables = (
+        call.all_visible, *call.tiles, call.mask_of, call.bias, call.bias_of, call.keep, call.keep_of, call.keep_scale,
+    )  # fmt: skip
+    work = call.pairs * (3 * call.D + 2 * call.Dv)
+    space = LANES * (2 * call.D + call.Dv + 4 * TILE_K + 2)
+    for careful in (False, True):
+        dq = np.zeros((chunks, call.heads * call.Tq * call.D), dtype)
+        dk, dv = np.zeros(key_heads * call.Tk * Dp, dtype), np.zeros(key_heads * call.Tk * Dvp, dtype)
+        run(backward, key_heads * chunks, work, space, dtype, chunks, careful, *inputs, dq.reshape(-1), dk, dv, *sizes, *tables)
+        if len(call.tiles[2]) == 0 or (finite(dq.reshape(-1)) and finite(dk) and finite(dv)):
+            break  # else 0 · NaN may have leaked from what the mask hides: go again and look at every pair
+    if call.bias.size:
+        items = len(dbias) * (tiles_of(call.Tq) if dbias.shape[1] > 1 else 1)
+        run(backward_bias, items, work, space, dtype, dbias, *inputs, *sizes, *tables)
+    dq = (dq[0] if chunks == 1 else dq.sum(axis=0)) * dtype.type(call.scale)
+    dk = dk.reshape(-1, Dp)[:, : call.D] * dtype.type(call.scale)
+    return dq, dk, dv.reshape(-1, Dvp)[:, : call.Dv], dbias
+
+
+def _padded(x: Array, dtype: Any) -> Array:
+    """Return `x` in `dtype` with its rows filled up with zeros to whole vector registers."""
+    lanes = VECTOR_BYTES // np.dtype(dtype).itemsize
+    missing = -x.shape[-1] % lanes
+    x = x.astype(dtype, copy=False)
+    return np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, missing)]) if missing else x

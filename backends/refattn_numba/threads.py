@@ -1,0 +1,85 @@
+"""Run a kernel on several threads: each takes the next item of work until none is left.
+
+Kernels release the GIL and share nothing but a counter, and every item writes its own part of the result, so results do
+not depend on how many threads there are. Plain Python threads do: no threading layer, safe from any thread of the
+caller, and nothing happens before the first call.
+"""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+SMALL = 2_000_000  # multiply-adds below which waking another thread costs more than it saves
+
+_threads = 0
+_pool: ThreadPoolExecutor | None = None
+_pid = 0
+
+
+def get_num_threads() -> int:
+    """Return how many threads kernels use: REFATTN_NUM_THREADS, or one per processor this process may use."""
+    global _threads
+    if _threads == 0:
+        available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        text = os.environ.get("REFATTN_NUM_THREADS", str(available))
+        if not text.isdigit() or int(text) < 1:
+            raise ValueError(f"REFATTN_NUM_THREADS is {text!r}; wanted a positive integer")
+        _threads = int(text)
+    return _threads
+
+
+def set_num_threads(n: int) -> None:
+    """Set how many threads kernels use from now on."""
+    global _threads
+    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        raise ValueError(f"set_num_threads: {n!r}; wanted a positive integer")
+    _threads = n
+
+
+def run(kernel: Callable[..., None], items: int, work: float, space: int, dtype: Any, *args: Any) -> None:
+    """Call ``kernel(counter, items, workspace, *args)`` on as many threads as the work is worth.
+
+    Parameters
+    ----------
+    kernel : compiled function
+        Takes item numbers from ``simd.fetch_add(counter)`` until they reach `items`.
+    items : int
+        How many there are.
+    work : float
+        Multiply-adds of all of them.
+    space, dtype
+        How many numbers of which dtype the workspace of each thread holds; its start is aligned to 64 bytes.
+    *args
+        Passed on.
+    """
+    if items == 0:
+        return
+    counter = np.zeros(1, np.int64)
+    threads = 1 if work < SMALL else min(get_num_threads(), items)
+    helpers = [
+        _executor().submit(kernel, counter, items, aligned(space, dtype), *args) for _ in range(threads - 1)
+    ]
+    try:
+        kernel(counter, items, aligned(space, dtype), *args)
+    finally:
+        for helper in helpers:
+            helper.result()
+
+
+def aligned(size: int, dtype: Any) -> Any:
+    """Return an uninitialised array of `size` numbers that starts at a multiple of 64 bytes."""
+    nbytes = size * np.dtype(dtype).itemsize
+    raw = np.empty(nbytes + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + nbytes].view(dtype)
+
+
+def _executor() -> ThreadPoolExecutor:
+    global _pool, _pid
+    if _pool is None or _pid != os.getpid():  # a forked child has no threads of its parent
+        _pool = ThreadPoolExecutor(max_workers=256, thread_name_prefix="refattn")
+        _pid = os.getpid()
+    return _pool

@@ -1,0 +1,294 @@
+"""What `refattn compare` measures of each candidate (a variant on a backend): error, memory, time.
+
+The judge is `attention` on numpy in float64, of the very inputs that the candidates get. The error of a query is
+
+    max_d |o_id - ô_id| / max_d Σ_j p_ij |v_jd|
+
+with ô and p the judge's: what is lost, as a share of what was added up. A result is wrong when the error of any query
+exceeds the larger of 100 eps of the dtype of computation and 10 times the error of `attention` on numpy in the same
+dtype, which is how much the input itself costs (large scores lose digits in any order of summation).
+"""
+
+import math
+import random
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from refattn.arrays import Array, compute_dtype
+from refattn.cli.machine import free_memory
+from refattn.cli.problem import Problem
+from refattn.dense.attention import attention
+from refattn.dense.decode import attention_split_kv
+from refattn.dense.flash import flash_attention
+from refattn.dispatch import REFERENCE, Unsupported, load, why_not
+
+VARIANTS: dict[str, Callable[..., Any]] = {
+    "attention": attention,
+    "flash_attention": flash_attention,
+    "attention_split_kv": attention_split_kv,
+}
+BASELINE = ("attention", REFERENCE)
+ALL = "all"  # the variants of a backend that cannot be loaded
+
+TILES = {"flash_attention": (64, 64)}  # of the reference; a backend may have a dict TILES of its own
+MATRICES = {"attention": 4, "attention_split_kv": 1}  # score matrices that the reference holds at once
+
+LEAST_ROUNDS, MOST_ROUNDS, LONG_ROUND = 5, 500, 10.0
+
+Tick = Callable[[str, float], None]  # what is being done, and which share of the whole is behind us
+
+
+@dataclass
+class Row:
+    """What was measured of one candidate, or why nothing was."""
+
+    variant: str
+    backend: str
+    reason: str | None = None
+    failed: bool = False
+    """It ran, or tried to, and broke."""
+    errors: Array | None = None
+    """(heads of all sequences, Tq): see the module."""
+    error: float | None = None
+    """The largest of them; NaN where it made a NaN that the judge has not."""
+    extra_bytes: int | None = None
+    """Peak of one call, beyond its inputs and what it returns."""
+    seconds: list[float] = field(default_factory=list)
+    pairs: int | None = None
+    """Query-key pairs that it computes, over all heads."""
+    pairs_are_least: bool = False
+    """They are those that are visible, as the backend does not say how it cuts its tiles."""
+
+    @property
+    def name(self) -> str:
+        """Variant and backend."""
+        return self.backend if self.variant == ALL else f"{self.variant} on {self.backend}"
+
+    @property
+    def median(self) -> float | None:
+        """Seconds of the middle round."""
+        return float(np.median(self.seconds)) if self.seconds else None
+
+    @property
+    def quartiles(self) -> tuple[float, float] | None:
+        """Seconds that a quarter and three quarters of the rounds stay below."""
+        if not self.seconds:
+            return None
+        low, high = np.quantile(self.seconds, [0.25, 0.75])
+        return float(low), float(high)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All rows, and what they are judged by."""
+
+    problem: Problem
+    rows: list[Row]
+    limit: float
+    """The largest error that is not wrong."""
+    rounds: int
+    seed: int
+
+    def wrong(self, row: Row) -> bool:
+        """Say whether a row is a failure: it broke, or its error is beyond the limit."""
+        return row.failed or (row.error is not None and not row.error <= self.limit)
+
+    def faster(self, row: Row) -> float | None:
+        """Return how often the row's median fits into the baseline's, or None where one is missing."""
+        base = self.rows[0].median
+        return None if base is None or row.median is None else base / row.median
+
+
+def candidates(variants: list[str], backends: list[str]) -> list[Row]:
+    """Return a row for each variant on each backend, the baseline first, then what is not there."""
+    rows = [Row(*BASELINE)]
+    for backend in backends:
+        reason = absence(backend)
+        if reason is not None:
+            rows.append(Row(ALL, backend, reason))
+    absent = {row.backend for row in rows if row.reason}
+    for variant in variants:
+        rows += [Row(variant, b) for b in backends if b not in absent and (variant, b) != BASELINE]
+    return rows
+
+
+def absence(backend: str) -> str | None:
+    """Return why a backend cannot be used here at all, or None."""
+    if backend == REFERENCE:
+        return None
+    try:
+        unavailable = getattr(load(backend), "unavailable", None)
+    except ImportError as error:
+        return str(error)
+    return None if unavailable is None else unavailable()
+
+
+def compare(problem: Problem, rows: list[Row], seconds: float, seed: int, tick: Tick) -> Comparison:
+    """Fill in the rows: the error of a first call, the memory of a second, the time of many rounds over all.
+
+    Parameters
+    ----------
+    problem : Problem
+    rows : list of Row
+        From `candidates`.
+    seconds : float
+        How long the rounds may last; there are at least 5 unless one takes more than 10 s.
+    seed : int
+        Of the order within each round.
+    tick : function
+        Called with what happens now and the share that is done.
+    """
+    for row in rows:
+        row.reason = row.reason or _obstacle(problem, row)
+        if row.reason is None:
+            row.pairs, row.pairs_are_least = _pairs(problem, row)
+    running = [row for row in rows if row.reason is None]
+    with np.errstate(all="ignore"):  # NaN and infinities shall show in the table
+        reference, size = judge(problem, lambda share: tick("the judge: attention in float64", 0.1 * share))
+        for n, row in enumerate(running):
+            first = "" if row.backend == REFERENCE else ": first call, which may compile"
+            tick(f"{row.name}{first}", 0.1 + 0.4 * n / len(running))
+            with _failing(row):
+                _first_call(problem, row, reference, size)
+        running = [row for row in running if row.reason is None]
+        for n, row in enumerate(running):
+            tick(f"{row.name}: memory", 0.5 + 0.1 * n / len(running))
+            with _failing(row):
+                row.extra_bytes = extra_bytes(_call(problem, row))
+        running = [row for row in running if row.reason is None]
+        rounds = time_rounds(problem, running, seconds, seed, lambda text, share: tick(text, 0.6 + 0.4 * share))
+    limit = 100 * float(np.finfo(compute_dtype(problem.q.dtype)).eps)
+    base = rows[0].error
+    if base is not None and math.isfinite(base):
+        limit = max(limit, 10 * base)
+    return Comparison(problem, rows, limit, rounds, seed)
+
+
+def judge(problem: Problem, tick: Callable[[float], None] = lambda share: None) -> tuple[Array, Array]:
+    """Return attention in float64 (..., H, Tq, Dv), and max_d Σ_j p_ij |v_jd| (..., H, Tq).
+
+    It goes some queries at a time, and each step says which share is done.
+    """
+    q, k, v = (x.astype(np.float64) for x in (problem.q, problem.k, problem.v))
+    both = np.concatenate([v, np.abs(v)], axis=-1)
+    *lead, Tq, Tk = problem.scores
+    o = np.empty((*lead, Tq, both.shape[-1]))
+    step = max(1, 2**22 // max(1, math.prod(lead) * Tk))  # so that a step's scores take 32 MiB
+    for start in range(0, Tq, step):
+        tick(start / Tq)
+        i = slice(start, start + step)
+        o[..., i, :] = attention(q[..., i, :], k, both, **problem.rows(i), backend=REFERENCE)
+    o, sums = np.split(o, 2, axis=-1)
+    return o, np.where(np.isfinite(sums), sums, 0).max(axis=-1, initial=0)
+
+
+def errors(o: Array, reference: Array, size: Array) -> Array:
+    """Return the error of each query: NaN where `o` made a NaN of its own, inf where it lost one of the judge's.
+
+    Parameters
+    ----------
+    o, reference : array, (..., H, Tq, Dv)
+    size : array, (..., H, Tq)
+        What an error is relative to.
+
+    Examples
+    --------
+    >>> errors(np.array([[1.5], [0.0]]), np.array([[1.0], [0.0]]), np.array([2.0, 0.0]))
+    array([0.25, 0.  ])
+    """
+    o = o.astype(np.float64)
+    same = (o == reference) | (np.isnan(o) & np.isnan(reference))
+    lost = np.isnan(reference) & ~np.isnan(o)
+    with np.errstate(all="ignore"):
+        gap = np.where(same, 0, np.where(lost, np.inf, np.abs(o - reference))).max(axis=-1, initial=0)
+        return np.where(gap == 0, 0, gap / size)
+
+
+def extra_bytes(call: Callable[[], Any]) -> int:
+    """Return the most bytes that a call holds beyond those it returns, as tracemalloc counts them."""
+    tracing = tracemalloc.is_tracing()
+    if not tracing:
+        tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        tracemalloc.reset_peak()
+        result = call()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        if not tracing:
+            tracemalloc.stop()
+    return max(0, peak - before - sum(x.nbytes for x in (result if isinstance(result, tuple) else (result,))))
+
+
+def time_rounds(problem: Problem, rows: list[Row], seconds: float, seed: int, tick: Tick) -> int:
+    """Time one call of each row per round, in an order drawn anew each time; return the number of rounds."""
+    rng = random.Random(seed)
+    begin, rounds, running = time.perf_counter(), 0, list(rows)
+    while running:
+        round_begin = time.perf_counter()
+        tick(f"round {rounds + 1}", min(1.0, (round_begin - begin) / max(seconds, 1e-9)))
+        for row in rng.sample(running, len(running)):
+            call = _call(problem, row)
+            with _failing(row):
+                start = time.perf_counter()
+                call()
+                row.seconds.append(time.perf_counter() - start)
+        running = [row for row in running if row.reason is None]
+        rounds += 1
+        now = time.perf_counter()
+        least = LEAST_ROUNDS if now - round_begin <= LONG_ROUND else 1
+        if (now - begin >= seconds and rounds >= least) or rounds >= MOST_ROUNDS:
+            break
+    return rounds
+
+
+def _call(problem: Problem, row: Row) -> Callable[[], Any]:
+    operation = VARIANTS[row.variant]
+    return lambda: operation(problem.q, problem.k, problem.v, **problem.options, backend=row.backend)
+
+
+def _first_call(problem: Problem, row: Row, reference: Array, size: Array) -> None:
+    result = _call(problem, row)()
+    o = result[0] if isinstance(result, tuple) else result
+    if o.shape != reference.shape or o.dtype != problem.q.dtype:
+        raise ValueError(f"it returned {o.dtype} {o.shape}; wanted {problem.q.dtype} {reference.shape}")
+    row.errors = errors(o, reference, size).reshape(-1, reference.shape[-2])
+    row.error = float(row.errors.max(initial=0))
+
+
+@contextmanager
+def _failing(row: Row) -> Iterator[None]:
+    """Turn what goes wrong inside into the row's reason, so that the others still run."""
+    try:
+        yield
+    except Unsupported as error:
+        row.reason = str(error)
+    except Exception as error:  # whatever a backend raises, the table shall name it
+        row.reason, row.failed, row.seconds = f"failed: {type(error).__name__}: {error}", True, []
+
+
+def _obstacle(problem: Problem, row: Row) -> str | None:
+    """Return why a candidate cannot run, before trying."""
+    if row.backend != REFERENCE:
+        return why_not(row.backend, row.variant, {"q": problem.q, "k": problem.k, "v": problem.v, **problem.options})
+    wanted = MATRICES.get(row.variant, 0) * math.prod(problem.scores) * compute_dtype(problem.q.dtype).itemsize
+    free = free_memory()
+    if free is not None and wanted > free:
+        return f"it holds {wanted / 2**30:.1f} GiB of scores; {free / 2**30:.1f} GiB are free"
+    return None
+
+
+def _pairs(problem: Problem, row: Row) -> tuple[int, bool]:
+    """Return how many pairs a candidate computes, and whether that is only the least it can be."""
+    tiles = TILES if row.backend == REFERENCE else getattr(load(row.backend), "TILES", {})
+    if row.variant in tiles:
+        return problem.tile_pairs(*tiles[row.variant], together=row.backend == REFERENCE), False
+    if row.backend == REFERENCE:
+        return math.prod(problem.scores), False
+    return problem.visible_pairs, True

@@ -1,0 +1,1 @@
+"""The bundled text and the checkpoint that was trained on it."""

@@ -1,0 +1,65 @@
+"""``python -m refattn.testing``: try the backends that are installed, print a table, exit 1 if anything failed."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from refattn.dispatch import OPERATIONS, REFERENCE, backends, load
+from refattn.testing.cases import DTYPES, dtypes_here
+from refattn.testing.conformance import FAILED, LIMITED, PASSED, Report, Verdict, check_backend
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status."""
+    parser = argparse.ArgumentParser(prog="python -m refattn.testing", description=__doc__)
+    parser.add_argument("--backend", action="append", metavar="NAME", help="which to try; all installed unless given")
+    parser.add_argument("--operation", action="append", metavar="NAME", choices=sorted(OPERATIONS), help="which to try")
+    parser.add_argument("--quick", action="store_true", help="a choice of cases, in float32 and bfloat16")
+    parser.add_argument("--failures", type=int, default=20, metavar="N", help="how many failures to print per backend")
+    options = parser.parse_args(arguments)
+    left_out = [dtype for dtype in DTYPES if dtype not in dtypes_here()]
+    if left_out:
+        print(f"not tried: {', '.join(left_out)}, which needs the package ml_dtypes")
+    reports, status = [], 0
+    for name in options.backend or backends():
+        try:
+            unavailable = None if name == REFERENCE else getattr(load(name), "unavailable", lambda: None)()
+            if unavailable is not None:
+                raise ImportError(f"backend {name!r} cannot run here: {unavailable}")
+            reports.append(check_backend(name, options.operation, "quick" if options.quick else "standard", _dot))
+        except (ImportError, LookupError) as error:
+            print(f"not tried: {error}")
+            status |= options.backend is not None
+    sys.stderr.write("\n")
+    print(table(reports, options.operation or sorted(OPERATIONS)))
+    for report in reports:
+        lines = str(report).splitlines()
+        print("\n".join(lines[: options.failures]))
+        if len(lines) > options.failures:
+            print(f"{report.backend}: and {len(lines) - options.failures} more")
+    return int(status or not all(report.ok for report in reports))
+
+
+def table(reports: list[Report], operations: Sequence[str]) -> str:
+    """Return a row per operation and a column per backend: how many cases passed, failed, were refused in order."""
+    cells = [["operation", *(report.backend for report in reports)]]
+    cells += [[operation, *(_cell(report, operation) for report in reports)] for operation in operations]
+    widths = [max(len(row[n]) for row in cells) for n in range(len(cells[0]))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells)
+
+
+def _cell(report: Report, operation: str) -> str:
+    passed, failed, limited = (report.count(operation, status) for status in (PASSED, FAILED, LIMITED))
+    worst = max((v.error for v in report.verdicts if v.case.operation == operation), default=0.0)
+    words = [f"{passed} passed"] + [f"{failed} FAILED"] * (failed > 0) + [f"{limited} not covered"] * (limited > 0)
+    return ", ".join(words) + (f" (error {worst:.2f} of the bound)" if passed else "")
+
+
+def _dot(verdict: Verdict) -> None:
+    if sys.stderr.isatty():
+        sys.stderr.write({PASSED: ".", FAILED: "F", LIMITED: "-"}[verdict.status])
+        sys.stderr.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
