@@ -1,12 +1,14 @@
 """Attention mechanisms, defined in readable NumPy; the same calls run on fast backends with ``backend=``."""
 
 from refattn import masks
-from refattn.dense.alibi import alibi_bias, alibi_slopes
-from refattn.dense.attention import AttentionGradients, attention, attention_vjp
+from refattn.dense.attention import attention, attention_vjp
+from refattn.dense.flash import flash_attention, flash_attention_vjp
+from refattn.dense.tiles import Tile
 from refattn.dense.decode import KVCache, attention_split_kv, merge_attention
-from refattn.dense.flash import Tile, flash_attention, flash_attention_vjp
-from refattn.dense.multihead import MultiHeadGradients, multi_head_attention, multi_head_attention_vjp
+from refattn.dense.multihead import multi_head_attention, multi_head_attention_vjp
 from refattn.dense.rope import rope, rope_vjp
+from refattn.dense.alibi import alibi_bias, alibi_slopes
+from refattn.gradients import AttentionGradients, MultiHeadGradients
 from refattn.dispatch import Explanation, Unsupported, backends, explain, register, unregister, use_backend
 
 __version__ = "0.1.0"

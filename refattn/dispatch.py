@@ -19,6 +19,8 @@ from functools import cache, wraps
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, ParamSpec, TypeVar
 
+import numpy as np
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -62,13 +64,15 @@ def dispatched(check: Callable[..., None]) -> Callable[[Callable[P, R]], Callabl
                 _log.debug("%s", explanation)
                 backend = explanation.chosen
             if backend == REFERENCE:
-                with use_backend(REFERENCE):  # what the reference calls inside is the reference too
+                # What the reference calls inside is the reference too; NaN and infinities are values like any other.
+                with use_backend(REFERENCE), np.errstate(all="ignore"):
                     return reference(*args, **kwargs)
             implementation = load(str(backend))
             reason = why_not(str(backend), name, arguments)
             if reason is not None:
                 raise Unsupported(_refusal(str(backend), name, arguments, reason))
-            return getattr(implementation, name)(*args, **kwargs)
+            with np.errstate(all="ignore"):
+                return getattr(implementation, name)(*args, **kwargs)
 
         return call
 

@@ -5,8 +5,8 @@ that are written as LLVM IR.
 """
 
 from refattn_numba.attention import attention, attention_vjp
-from refattn_numba.flash import flash_attention, flash_attention_vjp
 from refattn_numba.decode import attention_split_kv, merge_attention
+from refattn_numba.flash import flash_attention, flash_attention_vjp
 from refattn_numba.multihead import multi_head_attention, multi_head_attention_vjp
 from refattn_numba.rope import rope, rope_vjp
 from refattn_numba.threads import get_num_threads, set_num_threads

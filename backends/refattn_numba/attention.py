@@ -3,8 +3,9 @@
 from typing import Any
 
 from refattn.arrays import Array
-
-from refattn_numba.flash import Gradients, flash_attention, flash_attention_vjp
+from refattn.gradients import AttentionGradients
+from refattn_numba.flash import attend, flash_attention, pull_back
+from refattn_numba.layout import problem
 
 
 def attention(
@@ -43,16 +44,11 @@ def attention_vjp(
     dropout_mask: Array | None = None,
     dropout_p: float = 0.0,
     dlse: Array | None = None,
-) -> Gradients:
-    """As `refattn.attention_vjp`: forward once more, in the compute dtype, then backward."""
-    options = {
-        "mask": mask,
-        "bias": bias,
-        "scale": scale,
-        "softcap": softcap,
-        "sinks": sinks,
-        "dropout_mask": dropout_mask,
-        "dropout_p": dropout_p,
-    }
-    o, lse = flash_attention(q, k, v, **options)
-    return flash_attention_vjp(do, q, k, v, o, lse, dlse=dlse, **options)
+) -> AttentionGradients:
+    """As `refattn.attention_vjp`: forward once more, then backward."""
+    call = problem(
+        q, k, v, mask=mask, bias=bias, scale=scale, softcap=softcap, sinks=sinks, dropout_mask=dropout_mask,
+        dropout_p=dropout_p,
+    )  # fmt: skip
+    ((o, lse),) = attend(call, q, k, v)  # o in the compute dtype: rounded, it would spoil delta = do·o
+    return pull_back(call, do, q, k, v, o, lse, bias, sinks, dlse)

@@ -1,9 +1,9 @@
 """The backward kernels: the weights come back from lse, tile by tile, and five products make the gradients.
 
 An item of `backward` is a run of keys of one key head. It streams the tiles of queries of every head that reads them
-past its keys, owns dK and dV of those keys, and leaves its share of dQ in a slice of its own, so nothing is added by two
-threads and the order of every sum is fixed by the shapes alone. Tiles lie as in `forward`: keys in rows, queries in
-columns. `backward_bias` goes over the tiles once more, only for calls that have a bias.
+past its keys, owns dK and dV of those keys, and leaves its share of dQ in a slice of its own, so nothing is added by
+two threads and the order of every sum is fixed by the shapes alone. Tiles lie as in `forward`: keys in rows, queries
+in columns. `backward_bias` goes over the tiles once more, only for calls that have a bias.
 """
 
 import math
@@ -13,7 +13,8 @@ from numba import njit
 
 from refattn_numba.forward import LOG2E, all_finite, bend, careful_product, drop, load_columns, run_of_tiles
 from refattn_numba.layout import TILE_K
-from refattn_numba.simd import LANES, exp2_columns, fetch_add, hide, lanes_of, product
+from refattn_numba.simd import exp2_columns, fetch_add, hide, lanes_of, product
+from refattn_numba.vectors import LANES
 
 
 @njit(nogil=True)
@@ -28,11 +29,11 @@ def careful_outer(a, rows, b, b_at, b_row, c, c_at, c_row, D, height, words, at)
 
 @njit(nogil=True)
 def scores_gradient(
-    st, ds, slope, dropped, qt, dot, base, delta, k, v, key, n_keys, D, Dv, width, height, factor, scale, softcap, plain,
-    bias, plane, keep, keep_plane, keep_scale, i0, j0, bits, words,
+    st, ds, slope, dropped, qt, dot, base, delta, k, v, key, n_keys, D, Dv, width, height, factor, scale, softcap,
+    plain, bias, plane, keep, keep_plane, keep_scale, i0, j0, bits, words,
 ):  # fmt: skip
     """Fill st with P^T, dropped with what dropout leaves of it, and ds with dS^T = P ∘ (dP - delta), of one tile."""
-    zero = st[0] * 0
+    zero = st.dtype.type(0)
     product(k, key * D, D, 1, n_keys, qt, 0, LANES, st, 0, LANES, width, D, False)  # S^T = K Q^T
     if not plain:
         bend(st, slope, n_keys, scale, softcap, bias, plane, i0, height, j0)
@@ -68,7 +69,7 @@ def backward(
     scale, softcap, all_visible, rows, columns, partial, words, mask_of, bias, bias_of, keep, keep_of, keep_scale,
 ):  # fmt: skip
     """Fill dq (chunks, heads, Tq, D), dk and dv (key heads, Tk, Dp or Dvp), all but the factor scale of dq and dk."""
-    zero = space[0] * 0
+    zero = space.dtype.type(0)
     qt, space = space[: D * LANES], space[D * LANES :]
     dot, space = space[: Dv * LANES], space[Dv * LANES :]
     dqt, space = space[: D * LANES], space[D * LANES :]
@@ -124,7 +125,9 @@ def backward(
                     careful_product(k, key * D, 1, D, D, ds, dqt, height, n_keys, words, at)
                     careful_outer(ds, n_keys, q, q_at, Dp, dk, key * Dp, Dp, D, height, words, at)
                 else:
-                    product(p, 0, LANES, 1, n_keys, do, do_at, Dvp, dv, key * Dvp, Dvp, Dvp, height, True)  # dV += P^T dO
+                    product(
+                        p, 0, LANES, 1, n_keys, do, do_at, Dvp, dv, key * Dvp, Dvp, Dvp, height, True
+                    )  # dV += P^T dO
                     product(k, key * D, 1, D, D, ds, 0, LANES, dqt, 0, LANES, width, n_keys, True)  # dQ^T += K^T dS^T
                     product(ds, 0, LANES, 1, n_keys, q, q_at, Dp, dk, key * Dp, Dp, Dp, height, True)  # dK += dS^T Q
             for n in range(height):
@@ -138,7 +141,7 @@ def backward_bias(
     scale, softcap, all_visible, rows, columns, partial, words, mask_of, bias, bias_of, keep, keep_of, keep_scale,
 ):  # fmt: skip
     """Add dS up into dbias (planes, Tq or 1, Tk or 1): an item is a plane, or one of its tiles of queries."""
-    zero = space[0] * 0
+    zero = space.dtype.type(0)
     qt, space = space[: D * LANES], space[D * LANES :]
     dot, space = space[: Dv * LANES], space[Dv * LANES :]
     st, space = space[: TILE_K * LANES], space[TILE_K * LANES :]

@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 
 from refattn.arrays import Array, compute_dtype
-
 from refattn_numba.flash import attend
 from refattn_numba.layout import problem, tiles_of_keys
 
@@ -27,8 +26,7 @@ def merge_attention(*parts: tuple[Array, Array], sinks: Array | None = None) -> 
         l = shrink * l + weight
         o = shrink[..., None] * o + np.where((weight == 0)[..., None], 0, weight[..., None] * o_n)
         m = m_new
-    with np.errstate(divide="ignore"):
-        lse = m + np.log(l)
+    lse = m + np.log(l)
     return (o / np.where(l == 0, 1, l)[..., None]).astype(dtype), lse
 
 

@@ -1,31 +1,21 @@
 """Flash attention on the CPU, forward and backward; `forward` and `backward` hold the kernels.
 
 Differences from the reference that rounding can show: tiles are 64 queries by 128 keys whatever `tile_q` and `tile_k`
-say; weights below 2^-125 (float32) of a row's largest are taken as 0; 16-bit inputs are computed in float32, P included.
+say; weights below 2^-125 (float32) of a row's largest are taken as 0; 16-bit inputs are computed in float32, P too.
 Memory beside the results: 64 · (D + Dv + 128) numbers a thread, and the bits of tiles that the mask cuts.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from refattn.arrays import Array
-
+from refattn.gradients import AttentionGradients
 from refattn_numba.backward import backward, backward_bias, finite
 from refattn_numba.forward import forward
 from refattn_numba.layout import TILE_K, Problem, flat, problem, tiles_of
-from refattn_numba.simd import LANES, VECTOR_BYTES
 from refattn_numba.threads import run
-
-
-class Gradients(NamedTuple):
-    """As `refattn.AttentionGradients`."""
-
-    dq: Array
-    dk: Array
-    dv: Array
-    dbias: Array | None
-    dsinks: Array | None
+from refattn_numba.vectors import LANES, VECTOR_BYTES
 
 
 def flash_attention(
@@ -64,9 +54,9 @@ def attend(call: Problem, q: Array, k: Array, v: Array, splits: int = 1) -> list
         work, space = call.pairs * (call.D + call.Dv), LANES * (call.D + call.Dv + TILE_K + 4)
         run(
             forward, items, work, space, call.dtype, call.order(), splits, *(flat(x, call.dtype) for x in (q, k, v)),
-            o.reshape(-1), lse.reshape(-1), call.H, call.Hk, call.Tq, call.Tk, call.D, call.Dv, call.scale, call.softcap,
-            call.sinks, call.all_visible, *call.tiles, call.mask_of, call.bias, call.bias_of, call.keep, call.keep_of,
-            call.keep_scale,
+            o.reshape(-1), lse.reshape(-1), call.H, call.Hk, call.Tq, call.Tk, call.D, call.Dv, call.scale,
+            call.softcap, call.sinks, call.all_visible, *call.tiles, call.mask_of, call.bias, call.bias_of, call.keep,
+            call.keep_of, call.keep_scale,
         )  # fmt: skip
     return list(zip(o, lse, strict=True))
 
@@ -89,14 +79,30 @@ def flash_attention_vjp(
     dlse: Array | None = None,
     tile_q: int = 64,
     tile_k: int = 64,
-) -> Gradients:
+) -> AttentionGradients:
     """As `refattn.flash_attention_vjp`."""
     call = problem(
         q, k, v, mask=mask, bias=bias, scale=scale, softcap=softcap, sinks=sinks, dropout_mask=dropout_mask,
         dropout_p=dropout_p,
     )  # fmt: skip
+    return pull_back(call, do, q, k, v, o, lse, bias, sinks, dlse)
+
+
+def pull_back(
+    call: Problem,
+    do: Array,
+    q: Array,
+    k: Array,
+    v: Array,
+    o: Array,
+    lse: Array,
+    bias: Array | None,
+    sinks: Array | None,
+    dlse: Array | None,
+) -> AttentionGradients:
+    """Return the gradients in the dtypes of their inputs; o and lse may be more precise than those."""
     dtype = call.dtype
-    delta = np.einsum("...d,...d->...", do, o, dtype=dtype)  # Σ_d do_id o_id
+    delta = np.einsum("...d,...d->...", do.astype(dtype, copy=False), o.astype(dtype, copy=False))  # Σ_d do_id o_id
     if dlse is not None:
         delta = delta - dlse.astype(dtype)
     lse = lse.astype(dtype, copy=False)
@@ -107,7 +113,7 @@ def flash_attention_vjp(
         blind = np.isneginf(lse)
         pulled = np.where(blind, 0, -np.exp(sink - np.where(blind, 0, lse)) * delta)
         dsinks = pulled.sum(axis=-1).reshape(-1, call.H).sum(axis=0).astype(sinks.dtype)
-    return Gradients(
+    return AttentionGradients(
         dq.reshape(q.shape).astype(q.dtype, copy=False),
         dk.reshape(k.shape).astype(k.dtype, copy=False),
         dv.reshape(v.shape).astype(v.dtype, copy=False),
@@ -137,7 +143,21 @@ def gradients(
     for careful in (False, True):
         dq = np.zeros((chunks, call.heads * call.Tq * call.D), dtype)
         dk, dv = np.zeros(key_heads * call.Tk * Dp, dtype), np.zeros(key_heads * call.Tk * Dvp, dtype)
-        run(backward, key_heads * chunks, work, space, dtype, chunks, careful, *inputs, dq.reshape(-1), dk, dv, *sizes, *tables)
+        run(
+            backward,
+            key_heads * chunks,
+            work,
+            space,
+            dtype,
+            chunks,
+            careful,
+            *inputs,
+            dq.reshape(-1),
+            dk,
+            dv,
+            *sizes,
+            *tables,
+        )
         if len(call.tiles[2]) == 0 or (finite(dq.reshape(-1)) and finite(dk) and finite(dv)):
             break  # else 0 · NaN may have leaked from what the mask hides: go again and look at every pair
     if call.bias.size:

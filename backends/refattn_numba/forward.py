@@ -12,7 +12,8 @@ import numpy as np
 from numba import njit
 
 from refattn_numba.layout import TILE_K
-from refattn_numba.simd import LANES, column_maximum, exp2_columns, fetch_add, hide, lanes_of, product
+from refattn_numba.simd import column_maximum, exp2_columns, fetch_add, hide, lanes_of, product
+from refattn_numba.vectors import LANES
 
 LOG2E = math.log2(math.e)
 
@@ -113,7 +114,7 @@ def forward(
     all_visible, rows, columns, partial, words, mask_of, bias, bias_of, keep, keep_of, keep_scale,
 ):  # fmt: skip
     """Fill o (splits, heads, Tq, Dv) and lse (splits, heads, Tq); each split attends to its run of the keys alone."""
-    zero = space[0] * 0  # of the compute dtype
+    zero = space.dtype.type(0)
     qt, space = space[: D * LANES], space[D * LANES :]
     st, space = space[: TILE_K * LANES], space[TILE_K * LANES :]
     ot, space = space[: Dv * LANES], space[Dv * LANES :]

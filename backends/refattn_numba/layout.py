@@ -9,15 +9,14 @@ import numpy as np
 
 from refattn.arrays import Array, compute_dtype
 from refattn.masks import Blocks, Mask, as_mask
-
-from refattn_numba.simd import LANES
+from refattn_numba.vectors import LANES
 
 TILE_K = 128
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One call, flattened: B is the product of the batch axes, and arrays hold (B * heads) matrices one after another."""
+    """One call, flattened: with B the product of the batch axes, arrays hold (B * heads) matrices in a row."""
 
     batch: tuple[int, ...]
     H: int
@@ -56,7 +55,7 @@ class Problem:
         """Query-key pairs in the tiles that are computed."""
         if self.all_visible:
             return float(self.heads) * self.Tq * self.Tk
-        per_pattern = np.diff(self.tiles[0]).reshape(-1, tiles_of(self.Tq)).sum(axis=1)
+        per_pattern = np.diff(self.tiles[0]).reshape(-1, max(1, tiles_of(self.Tq))).sum(axis=1)
         return float(per_pattern[self.mask_of].sum()) * LANES * TILE_K
 
     def order(self) -> Array:

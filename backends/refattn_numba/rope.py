@@ -1,4 +1,4 @@
-"""Rotary position embedding on the CPU: one pass over x, with the angles of each position computed once for all heads."""
+"""Rotary position embedding on the CPU: one pass over x, the angles of each position computed once for all heads."""
 
 import math
 from typing import Any
@@ -7,7 +7,6 @@ import numpy as np
 from numba import njit
 
 from refattn.arrays import Array, compute_dtype
-
 from refattn_numba.layout import flat
 from refattn_numba.simd import fetch_add
 from refattn_numba.threads import run

@@ -8,102 +8,12 @@ be transposed by its strides, so keys and values are read where they lie, unpack
 Arguments called ``x, at`` are an array and the index of the first element (counted in the flattened array).
 """
 
-import llvmlite.binding as llvm
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-LANES = 64
-I64 = ir.IntType(64)
-
-
-def _registers() -> tuple[int, int]:
-    """Return (bytes in a vector register, registers) of this machine."""
-    features = llvm.get_host_cpu_features()
-    if features.get("avx512f"):
-        return 64, 32
-    if features.get("avx"):
-        return 32, 16
-    if features.get("neon") or features.get("asimd") or llvm.get_default_triple().startswith("aarch64"):
-        return 16, 32
-    return 16, 16
-
-
-VECTOR_BYTES, REGISTERS = _registers()
-BLOCK_ROWS, BLOCK_VECTORS = (6, 4) if REGISTERS == 32 else (6, 2)  # the block of a product that stays in registers
-
-_FLOATS = {types.float32: (ir.FloatType(), 32), types.float64: (ir.DoubleType(), 64)}
-
-
-class _Vectors:
-    """Vector types and constants for one float type, and the instructions that the loops below share."""
-
-    def __init__(self, builder, element):
-        self.builder = builder
-        self.scalar, self.bits = _FLOATS[element]
-        self.lanes = VECTOR_BYTES * 8 // self.bits
-        self.vector = ir.VectorType(self.scalar, self.lanes)
-        self.integer = ir.IntType(self.bits)
-        self.integers = ir.VectorType(self.integer, self.lanes)
-        self.name = f"v{self.lanes}f{self.bits}"
-
-    def constant(self, x):
-        return ir.Constant(self.vector, [float(x)] * self.lanes)
-
-    def whole(self, n):
-        return ir.Constant(self.integers, [n] * self.lanes)
-
-    def splat(self, x):
-        undefined = ir.Constant(self.vector, ir.Undefined)
-        first = self.builder.insert_element(undefined, x, ir.Constant(ir.IntType(32), 0))
-        zeros = ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), [0] * self.lanes)
-        return self.builder.shuffle_vector(first, undefined, zeros)
-
-    def load(self, pointer):
-        return self.builder.load(self.builder.bitcast(pointer, self.vector.as_pointer()), align=self.bits // 8)
-
-    def store(self, value, pointer):
-        self.builder.store(value, self.builder.bitcast(pointer, self.vector.as_pointer()), align=self.bits // 8)
-
-    def fma(self, a, b, c):
-        kind = ir.FunctionType(self.vector, [self.vector] * 3)
-        function = cgutils.get_or_insert_function(self.builder.module, kind, f"llvm.fma.{self.name}")
-        return self.builder.call(function, [a, b, c])
-
-    def maximum(self, a, b):
-        """Return a where a > b, else b; a NaN in a is passed over."""
-        return self.builder.select(self.builder.fcmp_ordered(">", a, b), a, b)
-
-    def exp2(self, x):
-        """Return 2^x for x <= 0, NaN for NaN, and 0 where the result would be near the smallest normal number.
-
-        2^x = 2^n · 2^f with n the nearest integer: adding `shift` leaves n in the low bits of the sum, from where it
-        is moved into the exponent; 2^f on [-1/2, 1/2] is a polynomial (POWERS).
-        """
-        b = self.builder
-        mantissa, bias, least = (23, 127, -125.0) if self.bits == 32 else (52, 1023, -1021.0)
-        shift = self.constant(1.5 * 2.0**mantissa)
-        shifted = b.fadd(x, shift)
-        f = b.fsub(x, b.fsub(shifted, shift))
-        n = b.shl(b.bitcast(shifted, self.integers), self.whole(mantissa))
-        power = b.bitcast(b.add(n, self.whole(bias << mantissa)), self.vector)  # 2^n
-        coefficients = POWERS[self.bits]
-        y = self.constant(coefficients[0])
-        for coefficient in coefficients[1:]:
-            y = self.fma(y, f, self.constant(coefficient))
-        return b.select(b.fcmp_unordered(">=", x, self.constant(least)), b.fmul(y, power), self.constant(0.0))
-
-
-# 2^f on [-1/2, 1/2], highest power first: Chebyshev fits with relative errors 2e-9 and 4e-20.
-# tests/backends/test_simd.py measures what the whole of `exp2` makes of them.
-POWERS = {
-    32: (1.5461444698569e-4, 1.3400428177616e-3, 9.6180566785246e-3, 5.5503272266703e-2, 2.4022650922289e-1,
-         6.9314720670283e-1, 1.0),
-    64: (2.57335683087568912e-11, 4.45667534104920588e-10, 7.05489438634834804e-9, 1.01780511929606490e-7,
-         1.32154868159999770e-6, 1.52527338562934663e-5, 1.54035303933627553e-4, 1.33335581463903528e-3,
-         9.61812910762848305e-3, 5.55041086648216990e-2, 2.40226506959100712e-1, 6.93147180559945308e-1, 1.0),
-}  # fmt: skip
+from refattn_numba.vectors import BLOCK_VECTORS, FLOATS, I64, LANES, VECTOR_BYTES, Vectors
 
 
 def _pointer(context, builder, kind, array, at):
@@ -128,13 +38,15 @@ def _product_block(rows, vectors):
     def product(typing, a, a_at, a_row, a_step, b, b_at, b_row, c, c_at, c_row, K, add):
         def generate(context, builder, signature, args):
             a, a_at, a_row, a_step, b, b_at, b_row, c, c_at, c_row, K, add = args
-            vec = _Vectors(builder, signature.args[0].dtype)
+            vec = Vectors(builder, signature.args[0].dtype)
             a_pointer = _pointer(context, builder, signature.args[0], a, a_at)
             b_pointer = _pointer(context, builder, signature.args[4], b, b_at)
             c_pointer = _pointer(context, builder, signature.args[7], c, c_at)
             a_rows = [builder.gep(a_pointer, [builder.mul(a_row, ir.Constant(I64, r))]) for r in range(rows)]
             c_cells = [
-                builder.gep(c_pointer, [builder.add(builder.mul(c_row, ir.Constant(I64, r)), ir.Constant(I64, n * vec.lanes))])
+                builder.gep(
+                    c_pointer, [builder.add(builder.mul(c_row, ir.Constant(I64, r)), ir.Constant(I64, n * vec.lanes))]
+                )
                 for r in range(rows)
                 for n in range(vectors)
             ]
@@ -210,7 +122,7 @@ def lanes_of(typing, array):
     """Return how many numbers of the array's dtype fit into a vector register, as a constant."""
 
     def generate(context, builder, signature, args):
-        return ir.Constant(I64, VECTOR_BYTES // (_FLOATS[signature.args[0].dtype][1] // 8))
+        return ir.Constant(I64, VECTOR_BYTES // (FLOATS[signature.args[0].dtype][1] // 8))
 
     return types.int64(array), generate
 
@@ -231,7 +143,7 @@ def column_maximum(typing, tile, rows, width, top):
 
     def generate(context, builder, signature, args):
         tile, rows, width, top = args
-        vec, zero = _Vectors(builder, signature.args[0].dtype), ir.Constant(I64, 0)
+        vec, zero = Vectors(builder, signature.args[0].dtype), ir.Constant(I64, 0)
         first = _pointer(context, builder, signature.args[0], tile, zero)
         out = _pointer(context, builder, signature.args[3], top, zero)
         with _registers_of(builder, vec, width) as register:
@@ -253,9 +165,10 @@ def exp2_columns(typing, tile, rows, width, factor, shift, total):
 
     def generate(context, builder, signature, args):
         tile, rows, width, factor, shift, total = args
-        vec, zero = _Vectors(builder, signature.args[0].dtype), ir.Constant(I64, 0)
+        vec, zero = Vectors(builder, signature.args[0].dtype), ir.Constant(I64, 0)
         first, shifts, sums = (
-            _pointer(context, builder, signature.args[n], array, zero) for n, array in ((0, tile), (4, shift), (5, total))
+            _pointer(context, builder, signature.args[n], array, zero)
+            for n, array in ((0, tile), (4, shift), (5, total))
         )
         factors = vec.splat(factor)
         with _registers_of(builder, vec, width) as register:
@@ -282,7 +195,7 @@ def hide(typing, tile, rows, width, words, at, value):
 
     def generate(context, builder, signature, args):
         tile, rows, width, words, at, value = args
-        vec = _Vectors(builder, signature.args[0].dtype)
+        vec = Vectors(builder, signature.args[0].dtype)
         first = _pointer(context, builder, signature.args[0], tile, ir.Constant(I64, 0))
         masks = _pointer(context, builder, signature.args[3], words, at)
         hidden, bools = vec.splat(value), ir.VectorType(ir.IntType(1), vec.lanes)

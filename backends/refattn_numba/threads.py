@@ -59,9 +59,7 @@ def run(kernel: Callable[..., None], items: int, work: float, space: int, dtype:
         return
     counter = np.zeros(1, np.int64)
     threads = 1 if work < SMALL else min(get_num_threads(), items)
-    helpers = [
-        _executor().submit(kernel, counter, items, aligned(space, dtype), *args) for _ in range(threads - 1)
-    ]
+    helpers = [_executor().submit(kernel, counter, items, aligned(space, dtype), *args) for _ in range(threads - 1)]
     try:
         kernel(counter, items, aligned(space, dtype), *args)
     finally:

@@ -68,17 +68,18 @@ def coverage(name: str) -> Coverage:
     version = installed(name) or ""
     if name == dispatch.REFERENCE:
         return Coverage(name, "refattn", version, None, 0, operations)
+    absent = absence(name)
     try:
         backend = dispatch.load(name)
-    except ImportError as error:
-        return Coverage(name, "", version, str(error), None)
+    except Exception:  # `absent` says it
+        return Coverage(name, "", version, absent, None)
     reasons = {op: str(dispatch.why_not(name, op, {})) for op in operations if not hasattr(backend, op)}
     reasons |= {what: why for what, why in getattr(backend, "LIMITS", {}).items() if "(" in what}
     return Coverage(
         name,
         getattr(backend, "__name__", type(backend).__name__),
         version,
-        absence(name),
+        absent,
         getattr(backend, "RANK", 0),
         [op for op in operations if hasattr(backend, op)],
         reasons,

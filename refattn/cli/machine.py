@@ -14,8 +14,9 @@ def facts(backends: list[str]) -> dict[str, str]:
     """Return the machine, the versions that matter for `backends`, and the time, each as text."""
     versions = [f"Python {platform.python_version()}", f"NumPy {np.__version__}"]
     versions += [f"{name.capitalize()} {installed(name)}" for name in backends if name != "numpy" and installed(name)]
+    load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
     return {
-        "machine": f"{processor()}, {cores()} cores, {platform.system()} {platform.machine()}",
+        "machine": f"{processor()}, {cores()} cores, {platform.system()} {platform.machine()}{load}",
         "versions": ", ".join(versions),
         "date": datetime.now().astimezone().isoformat(sep=" ", timespec="minutes"),
     }

@@ -124,9 +124,11 @@ def absence(backend: str) -> str | None:
         return None
     try:
         unavailable = getattr(load(backend), "unavailable", None)
+        return None if unavailable is None else unavailable()
     except ImportError as error:
         return str(error)
-    return None if unavailable is None else unavailable()
+    except Exception as error:  # a broken backend must not keep the others from being compared
+        return f"its import failed: {type(error).__name__}: {error}"
 
 
 def compare(problem: Problem, rows: list[Row], seconds: float, seed: int, tick: Tick) -> Comparison:

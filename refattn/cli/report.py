@@ -104,10 +104,15 @@ def columns(lines: list[tuple[str, str]]) -> "Table":
 
 def emit(console: "Console", *parts: "str | Table") -> None:
     """Print the parts below each other, without blanks at the ends of lines; a table is never cut off."""
+    width, anything = console.width, console.options.update(width=1000)
     with console.capture() as captured:
         for part in parts:
-            natural = 0 if isinstance(part, str) or part.box is None else console.measure(part).maximum
-            console.print(part, markup=False, width=max(console.width, natural), crop=False)
+            natural = (
+                0 if isinstance(part, str) or part.box is None else console.measure(part, options=anything).maximum
+            )
+            console.width = max(width, natural)
+            console.print(part, markup=False)
+    console.width = width
     for line in captured.get().splitlines():
         console.file.write(line.rstrip() + "\n")
 
@@ -116,9 +121,9 @@ def legend(comparison: Comparison) -> list[tuple[str, str]]:
     """Return what the columns mean, (column, meaning)."""
     eps = f"100 eps of {compute_dtype(comparison.problem.q.dtype).name}"
     return [
-        ("error", "of the worst query: max_d |o - ô| / max_d Σ_j p_j |v_jd|, ô and p by attention in float64;"),
+        ("error", "max_d |o - ô| / max_d Σ_j p_j |v_jd| of the worst query; ô and p by attention in float64;"),
         ("", f"WRONG above {comparison.limit:.1e}, the larger of {eps} and 10 × that of attention on numpy"),
-        ("time", f"median of {comparison.rounds} rounds in shuffled order; spread: of their middle half, per median"),
+        ("time", f"median of {comparison.rounds} rounds in shuffled order; spread: interquartile range / median"),
         ("faster", "than attention on numpy in the same dtype"),
         ("memory", "the most that one call allocates beyond what it returns (tracemalloc)"),
         ("pairs", _pairs_meaning(comparison)),
@@ -126,10 +131,8 @@ def legend(comparison: Comparison) -> list[tuple[str, str]]:
 
 
 def _pairs_meaning(comparison: Comparison) -> str:
-    meaning = "of a query and a key that are computed, over all heads; those in hidden parts of a tile count"
-    if any(row.pairs_are_least for row in comparison.rows):
-        meaning += "; ≥: at least the visible ones, as the backend does not say"
-    return meaning
+    meaning = "of query and key, in all heads, hidden parts of computed tiles included"
+    return meaning + ("; ≥: at least" if any(row.pairs_are_least for row in comparison.rows) else "")
 
 
 def to_json(comparison: Comparison, facts: dict[str, str]) -> str:

@@ -6,7 +6,7 @@ arXiv:2508.10925.
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -23,17 +23,8 @@ from refattn.dense.common import (
     visible_pairs,
 )
 from refattn.dispatch import dispatched
+from refattn.gradients import AttentionGradients
 from refattn.masks import Mask
-
-
-class AttentionGradients(NamedTuple):
-    """What `attention_vjp` returns; each has the shape and dtype of its input, None where that was not given."""
-
-    dq: Array
-    dk: Array
-    dv: Array
-    dbias: Array | None
-    dsinks: Array | None
 
 
 @dispatched(check_attention)
@@ -191,7 +182,7 @@ def attention_vjp(
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
 
     s = scale * (q @ k.swapaxes(-1, -2))
-    slope = 1.0
+    slope: Array | float = 1.0
     if softcap is not None:
         t = np.tanh(s / softcap)
         s, slope = softcap * t, 1 - t**2  # d(c tanh(s/c))/ds
@@ -235,8 +226,7 @@ def _softmax(s: Array, sinks: Array | None) -> tuple[Array, Array]:
     l = p.sum(axis=-1, keepdims=True)
     if sinks is not None:
         l = l + np.exp(sink - m)
-    with np.errstate(divide="ignore"):  # log 0 is the -inf that is meant
-        lse = (m + np.log(l))[..., 0]
+    lse = (m + np.log(l))[..., 0]
     return p / np.where(l == 0, 1, l), lse
 
 

@@ -61,9 +61,10 @@ def select_matmul(p: Array, x: Array, visible: Bools) -> Array:
     x : array, (..., m, D)
     visible : bool array, (..., n, m)
     """
-    finite = np.isfinite(x).all(axis=-1)  # (..., m)
+    finite: Bools = np.all(np.isfinite(x), axis=-1)  # (..., m)
     o = p @ np.where(finite[..., None], x, 0)
-    for j in np.flatnonzero(~finite.all(axis=tuple(range(finite.ndim - 1)))):
+    some_head = tuple(range(finite.ndim - 1))
+    for j in np.flatnonzero(np.any(~finite, axis=some_head)):
         rest = np.where(finite[..., j, None, None], 0, x[..., j, None, :])  # what the product above left out
         o = o + np.where(visible[..., :, j, None], p[..., :, j, None] * rest, 0)
     return o

@@ -4,6 +4,7 @@ Splitting the keys: Flash-Decoding (Dao, Haziza, Massa and Sizov, 2023). The rul
 the online softmax, Milakov and Gimelshein, 2018, arXiv:1805.02867, eq. 4.
 """
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -83,8 +84,7 @@ def merge_attention(
     o = np.zeros(parts[0][0].shape, compute)
     for (o_n, _), w in zip(parts, weights, strict=True):
         o += np.where(w > 0, w / np.where(l == 0, 1, l), 0)[..., None] * np.where((w == 0)[..., None], 0, o_n)
-    with np.errstate(divide="ignore"):
-        return o.astype(dtype), m + np.log(l)
+    return o.astype(dtype), m + np.log(l)
 
 
 @dispatched(_check_split)
@@ -137,7 +137,7 @@ def attention_split_kv(
     dropout_mask = None if dropout_mask is None else np.broadcast_to(dropout_mask, scores)
     borders = [split * k.shape[-2] // num_splits for split in range(num_splits + 1)]
     parts = []
-    for start, stop in zip(borders[:-1], borders[1:], strict=True):
+    for start, stop in itertools.pairwise(borders):
         part = attention(
             q.astype(compute_dtype(q.dtype)),
             k[..., start:stop, :].astype(compute_dtype(k.dtype)),

@@ -3,32 +3,16 @@
 Vaswani et al., 2017, arXiv:1706.03762, section 3.2.2; with fewer key heads, Ainslie et al., 2023, arXiv:2305.13245.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from refattn.arrays import Array, check_count, check_floats, check_shape
+from refattn.arrays import Array, check_count, check_floats, check_shape, compute_dtype
 from refattn.dense.attention import attention, attention_vjp
 from refattn.dense.common import Bools, check_attention
 from refattn.dispatch import dispatched
+from refattn.gradients import MultiHeadGradients
 from refattn.masks import Mask
-
-
-class MultiHeadGradients(NamedTuple):
-    """What `multi_head_attention_vjp` returns, None where the input was not given."""
-
-    dx: Array
-    dw_q: Array
-    dw_k: Array
-    dw_v: Array
-    dw_o: Array
-    db_q: Array | None
-    db_k: Array | None
-    db_v: Array | None
-    db_o: Array | None
-    dcontext: Array | None
-    dbias: Array | None
-    dsinks: Array | None
 
 
 def check_multi_head(
@@ -149,7 +133,11 @@ def multi_head_attention(
     array([[0.5, 0.5],
            [0.5, 0.5]])
     """
+    dtype = x.dtype
+    x, w_q, w_k, w_v, w_o = _computed(x, w_q, w_k, w_v, w_o)
+    context, b_q, b_k, b_v, b_o = _computed(context, b_q, b_k, b_v, b_o)
     source = x if context is None else context
+
     q = _split(_linear(x, w_q, b_q), heads)  # x W^Q                                  (..., H, Tq, D)
     k = _split(_linear(source, w_k, b_k), kv_heads or heads)
     v = _split(_linear(source, w_v, b_v), kv_heads or heads)
@@ -158,14 +146,14 @@ def multi_head_attention(
         k,
         v,
         mask=mask,
-        bias=bias,
+        bias=_computed(bias)[0],
         scale=scale,
         softcap=softcap,
-        sinks=sinks,
+        sinks=_computed(sinks)[0],
         dropout_mask=dropout_mask,
         dropout_p=dropout_p,
     )
-    return _linear(_concat(o), w_o, b_o)  # Concat(o_1 ... o_H) W^O
+    return _linear(_concat(o), w_o, b_o).astype(dtype)  # Concat(o_1 ... o_H) W^O
 
 
 @dispatched(_check_vjp)
@@ -223,6 +211,9 @@ def multi_head_attention_vjp(
     array([[1., 1.],
            [1., 1.]])
     """
+    dtype, given = x.dtype, (bias, sinks)
+    do, x, w_q, w_k, w_v, w_o = _computed(do, x, w_q, w_k, w_v, w_o)
+    context, b_q, b_k, b_v, b_o, bias, sinks = _computed(context, b_q, b_k, b_v, b_o, bias, sinks)
     source, kv_heads = (x if context is None else context), kv_heads or heads
     q, k, v = (
         _split(_linear(y, w, b), n)
@@ -244,7 +235,7 @@ def multi_head_attention_vjp(
     dx_q, dw_q, db_q = _linear_vjp(_concat(g.dq), x, w_q)  # was: q = x @ w_q + b_q
     dx_k, dw_k, db_k = _linear_vjp(_concat(g.dk), source, w_k)
     dx_v, dw_v, db_v = _linear_vjp(_concat(g.dv), source, w_v)
-    return MultiHeadGradients(
+    grads = MultiHeadGradients(
         dx=dx_q + dx_k + dx_v if context is None else dx_q,
         dw_q=dw_q,
         dw_k=dw_k,
@@ -258,6 +249,14 @@ def multi_head_attention_vjp(
         dbias=g.dbias,
         dsinks=g.dsinks,
     )
+    like = [dtype] * 10 + [None if x is None else x.dtype for x in given]
+    rounded: list[Any] = [None if x is None else x.astype(t) for x, t in zip(grads, like, strict=True)]
+    return MultiHeadGradients(*rounded)
+
+
+def _computed(*arrays: Any) -> tuple[Any, ...]:
+    """Return the arrays in the dtype in which one computes with them, None as None."""
+    return tuple(None if x is None else x.astype(compute_dtype(x.dtype)) for x in arrays)
 
 
 def _linear(x: Array, w: Array, b: Array | None) -> Array:

@@ -2,21 +2,14 @@
 
 A mask knows nothing about data. It answers questions about a problem of Tq queries and Tk keys: `Mask.dense`,
 `Mask.pairs`, `Mask.blocks` (what the fast backends consume), `Mask.to_scipy`, `Mask.picture`.
-Read `algebra` first, then `patterns`.
+Read `algebra` first, then `positions` and `contents`.
 """
 
 from refattn.masks.algebra import Mask, as_mask
 from refattn.masks.blocks import EMPTY, FULL, PARTIAL, Blocks
+from refattn.masks.contents import document, from_array, from_function, global_tokens, padding
 from refattn.masks.parse import parse
-from refattn.masks.patterns import (
-    causal,
-    document,
-    from_array,
-    from_function,
-    global_tokens,
-    padding,
-    window,
-)
+from refattn.masks.positions import causal, window
 
 __all__ = [
     "EMPTY",

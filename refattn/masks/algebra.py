@@ -1,8 +1,8 @@
 """What every mask can answer, and how two masks combine.
 
-A pattern (see `patterns`) says one thing, `see`: may query i look at key j? Everything else follows from it. Two
-shortcuts make the answers cheap where the pattern has a shape: `spans`, when each query sees one interval of keys, and
-`tiles`, bounds that decide most tiles of the score matrix without looking into them.
+A pattern (see `positions` and `contents`) says one thing, `see`: may query i look at key j? Everything else follows.
+Two shortcuts make the answers cheap where the pattern has a shape: `spans`, when each query sees one interval of keys,
+and `tiles`, bounds that decide most tiles of the score matrix without looking into them.
 """
 
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class Mask:
     """Whether a backend may keep what it derived from this mask: equal masks mean the same, and it is not large."""
 
     def see(self, i: Ints, j: Ints, Tq: int, Tk: int) -> Bools:
-        """Return, for query indices `i` (n, 1) and key indices `j` (m,), a bool array that broadcasts to (*lead, n, m)."""
+        """Return, for query indices `i` (n, 1) and key indices `j` (m,), bools that broadcast to (*lead, n, m)."""
         raise NotImplementedError
 
     def spans(self, Tq: int, Tk: int) -> tuple[Ints, Ints] | None:
@@ -201,6 +201,6 @@ def _nested(mask: Mask) -> str:
 
 def as_mask(mask: "Mask | Bools | None") -> Mask | None:
     """Return a mask value for what an operation's ``mask=`` accepts: a mask, a bool array (..., Tq, Tk), or None."""
-    from refattn.masks.patterns import from_array  # patterns builds on this file
+    from refattn.masks.contents import from_array  # which builds on this file
 
     return mask if mask is None or isinstance(mask, Mask) else from_array(mask)

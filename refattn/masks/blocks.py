@@ -3,6 +3,7 @@
 Backends walk the tiles of each row and never look at an empty one, so the work grows with what the mask shows.
 """
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -132,7 +133,7 @@ def _assemble(
     block_k: int,
     lead: tuple[int, ...],
 ) -> Blocks:
-    flat = kinds.reshape(-1, kinds.shape[-1])
+    flat = kinds.reshape(math.prod(kinds.shape[:-1]), kinds.shape[-1])
     row, column = np.nonzero(flat)
     partial = np.full(len(row), -1, np.int64)
     is_partial = flat[row, column] == PARTIAL

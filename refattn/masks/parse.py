@@ -1,12 +1,18 @@
 """Masks from text: ``parse("causal() & window(255, 0)")``. A parser of its own small language; nothing is evaluated."""
 
 import ast
+from collections.abc import Callable
 
-from refattn.masks import patterns
+from refattn.masks import contents, positions
 from refattn.masks.algebra import Mask
 
-PATTERNS = {
-    name: getattr(patterns, name) for name in ("causal", "window", "padding", "document", "global_tokens", "from_array")
+PATTERNS: dict[str, Callable[..., Mask]] = {
+    "causal": positions.causal,
+    "window": positions.window,
+    "padding": contents.padding,
+    "document": contents.document,
+    "global_tokens": contents.global_tokens,
+    "from_array": contents.from_array,
 }
 
 
@@ -51,7 +57,6 @@ def _mask(node: ast.expr, text: str) -> Mask:
     except ValueError:
         raise ValueError(f"{where}: the arguments of {name} must be plain numbers, lists or None") from None
     try:
-        mask: Mask = PATTERNS[name](*args, **kwargs)
+        return PATTERNS[name](*args, **kwargs)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{where}: {error}") from None
-    return mask

@@ -132,7 +132,10 @@ def read(path: str | Path) -> tuple[Config, dict[str, Array], dict[str, Any]]:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
         config = Config(**json.loads(str(arrays.pop("config"))))
-        record = json.loads(str(arrays.pop("record")))
+        record = dict(json.loads(str(arrays.pop("record"))))
+        for name, x in arrays.items():
+            if x.dtype != np.float16:
+                raise ValueError(f"{name} has dtype {x.dtype}; wanted float16")
     except (ValueError, TypeError, KeyError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"GPT.load: {path} is no checkpoint of a GPT, or a damaged one: {error}") from error
     return config, {name: x.astype(np.float32) for name, x in arrays.items()}, record

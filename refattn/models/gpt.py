@@ -41,11 +41,7 @@ Saved = namedtuple("Saved", "x h q k v o x_1 h_1 gate up")  # what `block` compu
 
 
 def block(
-    x: Array,
-    w: dict[str, Array],
-    config: Config,
-    positions: Tokens,
-    cache: KVCache | None = None,
+    x: Array, w: dict[str, Array], config: Config, positions: Tokens, cache: KVCache | None = None
 ) -> tuple[Array, Saved]:
     """Add attention to the stream, then the feed-forward network, each on a normalised copy.
 
@@ -171,7 +167,7 @@ class GPT:
 
     def decode(self, tokens: Tokens) -> str:
         """Return the characters of the tokens (T,)."""
-        return "".join(self.config.vocabulary[token] for token in self._checked("decode", tokens))
+        return "".join(self.config.vocabulary[token] for token in self.checked("decode", tokens))
 
     def new_cache(self, capacity: int, batch: tuple[int, ...] = ()) -> list[KVCache]:
         """Return one empty `KVCache` per layer, for `logits` to fill; room for `capacity` tokens."""
@@ -199,7 +195,7 @@ class GPT:
         TypeError, ValueError
             For tokens that are none, and for more than the cache has room for, which then stays as it was.
         """
-        tokens = self._checked("logits", tokens)
+        tokens = self.checked("logits", tokens)
         caches = [None] * self.config.layers if cache is None else cache
         if len(caches) != self.config.layers:
             raise ValueError(f"logits: cache has {len(caches)} layers; wanted {self.config.layers}")
@@ -217,14 +213,14 @@ class GPT:
 
     def loss(self, tokens: Tokens, *, backend: str | None = None) -> float:
         """Return the mean surprise, in nats, at each of tokens (..., T + 1) after the first, given those before it."""
-        tokens = self._checked("loss", tokens)
+        tokens = self.checked("loss", tokens)
         if tokens.shape[-1] < 2:
             raise ValueError(f"loss: tokens has shape {tokens.shape}; wanted two at least: one to see, one to guess")
         return cross_entropy(self.logits(tokens[..., :-1], backend=backend), tokens[..., 1:])
 
     def attention_inputs(self, tokens: Tokens, layer: int) -> tuple[Array, Array, Array]:
         """Return what layer 0, 1 ... gives to `attention`: q (..., H, T, D) and k, v (..., Hk, T, D)."""
-        tokens = self._checked("attention_inputs", tokens)
+        tokens = self.checked("attention_inputs", tokens)
         check_count("attention_inputs", "layer", layer, least=0)
         if layer >= self.config.layers:
             raise ValueError(f"attention_inputs: layer is {layer}; wanted one below {self.config.layers}")
@@ -290,7 +286,8 @@ class GPT:
                 on_character(written[-1])
         return written
 
-    def _checked(self, operation: str, tokens: Any) -> Tokens:
+    def checked(self, operation: str, tokens: Any) -> Tokens:
+        """Return `tokens`, or raise TypeError or ValueError in the name of `operation`."""
         if getattr(tokens, "dtype", None) is None or tokens.dtype.kind not in "iu" or tokens.ndim < 1:
             raise TypeError(f"{operation}: tokens must be an integer array of one axis at least")
         if tokens.size and not 0 <= tokens.min() <= tokens.max() < len(self.config.vocabulary):

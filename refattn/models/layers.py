@@ -207,7 +207,7 @@ def split_heads(x: Array, heads: int) -> Array:
     >>> split_heads(np.array([[1.0, 2.0]]), 2)
     array([[[1.]], [[2.]]])
     """
-    return x.reshape(*x.shape[:-1], heads, -1).swapaxes(-2, -3)
+    return x.reshape(*x.shape[:-1], heads, x.shape[-1] // heads).swapaxes(-2, -3)
 
 
 def merge_heads(x: Array) -> Array:
@@ -219,7 +219,7 @@ def merge_heads(x: Array) -> Array:
     array([[1., 2.]])
     """
     x = x.swapaxes(-2, -3)
-    return x.reshape(*x.shape[:-2], -1)
+    return x.reshape(*x.shape[:-2], x.shape[-2] * x.shape[-1])
 
 
 def _rms(x: Array, eps: float) -> Array:

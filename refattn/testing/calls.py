@@ -12,7 +12,8 @@ import numpy as np
 from refattn import masks
 from refattn.arrays import compute_dtype
 from refattn.dense.attention import attention
-from refattn.testing.problems import PROBLEMS, Inputs, Rng, draw
+from refattn.testing.problems import PROBLEMS, draw
+from refattn.testing.values import Inputs, Rng
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 

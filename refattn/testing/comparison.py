@@ -38,6 +38,14 @@ def compare(case: Case, result: Any) -> float:
     ------
     Wrong
         Says what differs and where.
+
+    Examples
+    --------
+    >>> from refattn.testing import case
+    >>> one = case("rope/plain/float64")
+    >>> args, kwargs = one.call()
+    >>> compare(one, refattn.rope(*args, **kwargs))
+    0.0
     """
     args, kwargs = case.call()
     wide_args, wide_kwargs = as_float64(args), {name: as_float64(x) for name, x in kwargs.items()}

@@ -92,6 +92,12 @@ def check_backend(
         For an unknown backend or operation.
     ImportError
         If the backend's package is missing.
+
+    Examples
+    --------
+    >>> report = check_backend("numpy", ["rope"], level="quick")
+    >>> report.ok, report.count("rope", "failed")
+    (True, 0)
     """
     known(backend)
     implementation = None if backend == REFERENCE else load(backend)

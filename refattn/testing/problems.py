@@ -8,14 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from refattn import masks
 from refattn.arrays import Array
-from refattn.dense.alibi import alibi_bias, alibi_slopes
-
-Inputs = dict[str, Any]
-Rng = np.random.Generator
+from refattn.testing import values
+from refattn.testing.values import Inputs, Rng
 
 
 @dataclass(frozen=True)
@@ -43,10 +40,6 @@ class Problem:
     """Changes the float64 arrays in place."""
     layout: Callable[[Array], Array] | None = None
     """Gives q, k, v and do another layout in memory and the same values."""
-
-    def scores(self) -> tuple[int, ...]:
-        """Return the shape (..., H, Tq, Tk)."""
-        return (*self.batch, *((self.H,) if self.H else ()), self.Tq, self.Tk)
 
 
 def draw(problem: Problem, rng: Rng, dtype: Any) -> tuple[Inputs, Inputs]:
@@ -80,103 +73,6 @@ def draw(problem: Problem, rng: Rng, dtype: Any) -> tuple[Inputs, Inputs]:
 def _long(**fields: Any) -> Problem:
     """Return a problem of more than one tile: two heads are enough."""
     return Problem(batch=(), H=2, Hk=1, **fields)
-
-
-def _random(*shape: int, share: float = 0.5) -> Callable[[Rng], NDArray[np.bool_]]:
-    return lambda rng: rng.random(shape) < share
-
-
-def _some_rows_blind(rng: Rng) -> masks.Mask:
-    visible = rng.random((65, 65)) < 0.4
-    visible[[0, 5, 63, 64]] = False
-    return masks.from_array(visible)
-
-
-def _checkers(i: NDArray[Any], j: NDArray[Any]) -> NDArray[np.bool_]:
-    return np.asarray((i + j) % 3 == 0)
-
-
-def _times(name: str, factor: float) -> Callable[[Inputs, Rng], None]:
-    def change(x: Inputs, rng: Rng) -> None:
-        x[name] = x[name] * factor
-
-    return change
-
-
-def _large_scores(x: Inputs, rng: Rng) -> None:
-    x["q"], x["k"] = 100 * x["q"], 100 * x["k"]
-
-
-def _needles(x: Inputs, rng: Rng) -> None:
-    """Each query finds one key: keys are far apart, and queries are copies of them."""
-    Tq, Tk = x["q"].shape[-2], x["k"].shape[-2]
-    codes = 8 * np.sign(rng.normal(size=(Tk, x["k"].shape[-1])))
-    x["k"][...], x["q"][...] = codes, codes[rng.integers(0, Tk, Tq)]
-
-
-def _equal_keys(x: Inputs, rng: Rng) -> None:
-    x["k"][...], x["v"] = 1, np.abs(x["v"])
-
-
-def _rising_maximum(x: Inputs, rng: Rng) -> None:
-    """The running maximum moves with every key."""
-    x["q"][...], x["k"][...] = 1, np.linspace(-4, 4, x["k"].shape[-2])[:, None]
-
-
-def _falling_maximum(x: Inputs, rng: Rng) -> None:
-    x["q"][...], x["k"][...] = 1, np.linspace(4, -4, x["k"].shape[-2])[:, None]
-
-
-def _set(name: str, value: float, *places: Any) -> Callable[[Inputs, Rng], None]:
-    def change(x: Inputs, rng: Rng) -> None:
-        for place in places:
-            x[name][place] = value
-
-    return change
-
-
-def _all(*changes: Callable[[Inputs, Rng], None]) -> Callable[[Inputs, Rng], None]:
-    def change(x: Inputs, rng: Rng) -> None:
-        for one in changes:
-            one(x, rng)
-
-    return change
-
-
-def _alibi(x: Inputs, rng: Rng) -> None:
-    x["bias"] = alibi_bias(alibi_slopes(4), 65, 65)
-
-
-def _bias_minus_inf(x: Inputs, rng: Rng) -> None:
-    x["bias"][rng.random(x["bias"].shape) < 0.3] = -np.inf
-    x["bias"][..., 7, :] = -np.inf  # a row that sees nothing, by way of the bias
-
-
-def _bias_nan_above(x: Inputs, rng: Rng) -> None:
-    x["bias"][..., ~np.tri(65, dtype=bool)] = np.nan
-
-
-def _spread(x: Array) -> Array:
-    """Return a view of every second number of every axis of a larger array, the gaps full of NaN."""
-    room = np.full([2 * n for n in x.shape], np.nan).astype(x.dtype)
-    room[tuple(slice(None, None, 2) for _ in x.shape)] = x
-    return room[tuple(slice(None, None, 2) for _ in x.shape)]
-
-
-def _tokens_first(x: Array) -> Array:
-    return np.ascontiguousarray(x.swapaxes(-2, -3)).swapaxes(-2, -3)
-
-
-def _backwards(x: Array) -> Array:
-    backwards = (Ellipsis, slice(None, None, -1), slice(None, None, -1))
-    return np.ascontiguousarray(x[backwards])[backwards]
-
-
-def _offset(x: Array) -> Array:
-    """Return the values at an address that is a multiple of the itemsize and of nothing more."""
-    room = np.zeros(x.size + 1, x.dtype)[1:].reshape(x.shape)
-    room[...] = x
-    return room
 
 
 NAN, INF = np.nan, np.inf
@@ -233,18 +129,20 @@ PROBLEMS: dict[str, Problem] = {
     "not_causal": Problem(mask="~causal()"),
     "not_window": Problem(mask="~window(5, 5) & causal()"),
     "nested": Problem(mask="~(causal() & (window(9, 0) | global_tokens([3]))) & padding([60, 65])"),
-    "function": Problem(mask=lambda rng: masks.from_function(_checkers) & masks.causal()),
-    "array": Problem(mask=_random(65, 65)),
-    "array_per_head": Problem(mask=_random(4, 65, 65)),
-    "array_per_sequence": Problem(mask=_random(2, 1, 65, 65, share=0.1)),
-    "array_of_keys": Problem(mask=_random(2, 1, 1, 65)),
-    "array_of_queries": Problem(mask=_random(65, 1)),
-    "array_full": Problem(mask=_random(2, 4, 65, 65, share=0.05)),
-    "array_per_head_mask": Problem(mask=lambda rng: masks.from_array(_random(4, 65, 65)(rng)) & masks.window(20, 20)),
-    "all_visible": Problem(mask=_random(65, 65, share=1)),
-    "nothing_visible": Problem(mask=_random(65, 65, share=0)),
-    "blind_rows": Problem(mask=_some_rows_blind),
-    "blind_rows_sinks": Problem(mask=_some_rows_blind, sinks=True),
+    "function": Problem(mask=lambda rng: masks.from_function(values.checkers) & masks.causal()),
+    "array": Problem(mask=values.random(65, 65)),
+    "array_per_head": Problem(mask=values.random(4, 65, 65)),
+    "array_per_sequence": Problem(mask=values.random(2, 1, 65, 65, share=0.1)),
+    "array_of_keys": Problem(mask=values.random(2, 1, 1, 65)),
+    "array_of_queries": Problem(mask=values.random(65, 1)),
+    "array_full": Problem(mask=values.random(2, 4, 65, 65, share=0.05)),
+    "array_per_head_mask": Problem(
+        mask=lambda rng: masks.from_array(values.random(4, 65, 65)(rng)) & masks.window(20, 20)
+    ),
+    "all_visible": Problem(mask=values.random(65, 65, share=1)),
+    "nothing_visible": Problem(mask=values.random(65, 65, share=0)),
+    "blind_rows": Problem(mask=values.some_rows_blind),
+    "blind_rows_sinks": Problem(mask=values.some_rows_blind, sinks=True),
     "bias": Problem(bias=(2, 4, 65, 65)),
     "bias_of_pairs": Problem(bias=(65, 65), mask="causal()"),
     "bias_of_keys": Problem(bias=(1, 65)),
@@ -253,18 +151,18 @@ PROBLEMS: dict[str, Problem] = {
     "bias_of_sequences": Problem(bias=(2, 1, 1, 65), mask="causal()"),
     "bias_of_one": Problem(bias=(1, 1, 1, 1)),
     "bias_number": Problem(bias=()),
-    "bias_minus_inf": Problem(bias=(4, 65, 65), values=_bias_minus_inf),
-    "bias_all_low": Problem(bias=(65, 65), values=_set("bias", -1e4, ...)),
-    "alibi": Problem(bias=(4, 65, 65), mask="causal()", values=_alibi),
+    "bias_minus_inf": Problem(bias=(4, 65, 65), values=values.bias_minus_inf),
+    "bias_all_low": Problem(bias=(65, 65), values=values.put("bias", -1e4, ...)),
+    "alibi": Problem(bias=(4, 65, 65), mask="causal()", values=values.alibi),
     "softcap": Problem(options=(("softcap", 2.0),), mask="causal()"),
     "softcap_small": Problem(options=(("softcap", 0.125),)),
     "softcap_wide": Problem(options=(("softcap", 30.0),)),
-    "softcap_saturated": Problem(options=(("softcap", 5.0),), values=_large_scores),
+    "softcap_saturated": Problem(options=(("softcap", 5.0),), values=values.large_scores),
     "softcap_bias_sinks": Problem(options=(("softcap", 1.0),), bias=(4, 65, 65), sinks=True, mask="causal()"),
     "sinks": Problem(sinks=True),
     "sinks_causal_grouped": Problem(H=6, Hk=2, sinks=True, mask="causal()"),
-    "sinks_dominant": Problem(sinks=True, values=_set("sinks", 50, ...)),
-    "sinks_minus_inf": Problem(sinks=True, mask=_some_rows_blind, values=_set("sinks", -INF, slice(0, 2))),
+    "sinks_dominant": Problem(sinks=True, values=values.put("sinks", 50, ...)),
+    "sinks_minus_inf": Problem(sinks=True, mask=values.some_rows_blind, values=values.put("sinks", -INF, slice(0, 2))),
     "dropout": Problem(dropout=(2, 4, 65, 65), mask="causal()"),
     "dropout_of_keys": Problem(dropout=(1, 65)),
     "dropout_everything": Problem(
@@ -274,37 +172,46 @@ PROBLEMS: dict[str, Problem] = {
     "scale_negative": Problem(options=(("scale", -0.7),)),
     "scale_large": Problem(options=(("scale", 20.0),), mask="causal()"),
     "scale_int": Problem(options=(("scale", 1),)),
-    "large_scores": Problem(values=_large_scores, mask="causal()"),
-    "needles": _long(Tq=130, Tk=130, D=64, mask="causal()", values=_needles),
-    "needles_window": _long(Tq=130, Tk=130, D=64, mask="window(40, 24)", values=_needles),
-    "equal_keys": Problem(values=_equal_keys, mask="causal()"),
-    "rising_maximum": _long(Tq=130, Tk=130, values=_rising_maximum),
-    "falling_maximum": _long(Tq=130, Tk=130, values=_falling_maximum),
-    "large_values": Problem(values=_times("v", 1000)),
-    "small_values": Problem(values=_times("v", 1e-3)),
+    "large_scores": Problem(values=values.large_scores, mask="causal()"),
+    "needles": _long(Tq=130, Tk=130, D=64, mask="causal()", values=values.needles),
+    "needles_window": _long(Tq=130, Tk=130, D=64, mask="window(40, 24)", values=values.needles),
+    "equal_keys": Problem(values=values.equal_keys, mask="causal()"),
+    "rising_maximum": _long(Tq=130, Tk=130, values=values.rising_maximum),
+    "falling_maximum": _long(Tq=130, Tk=130, values=values.falling_maximum),
+    "large_values": Problem(values=values.times("v", 1000)),
+    "small_values": Problem(values=values.times("v", 1e-3)),
     "fortran": Problem(layout=np.asfortranarray, mask="causal()"),
-    "tokens_first": Problem(layout=_tokens_first, mask="causal()"),
-    "strided": Problem(layout=_spread, mask="causal()"),
-    "backwards": Problem(layout=_backwards, mask="causal()"),
-    "unaligned": Problem(layout=_offset),
-    "nan_keys_unseen": Problem(mask=PADDED, values=_set("k", NAN, BEYOND)),
-    "nan_values_unseen": Problem(mask=PADDED, values=_set("v", NAN, BEYOND)),
-    "inf_unseen": Problem(mask=PADDED, values=_all(_set("k", INF, BEYOND), _set("v", -INF, BEYOND))),
-    "nan_future_unseen": Problem(mask="causal(-1)", values=_all(*(_set(x, NAN, (..., 64, 0)) for x in "kv"))),
+    "tokens_first": Problem(layout=values.tokens_first, mask="causal()"),
+    "strided": Problem(layout=values.spread, mask="causal()"),
+    "backwards": Problem(layout=values.backwards, mask="causal()"),
+    "repeated": Problem(values=values.one_sequence, layout=values.repeated, mask="causal()"),
+    "unaligned": Problem(layout=values.unaligned),
+    "nan_keys_unseen": Problem(mask=PADDED, values=values.put("k", NAN, BEYOND)),
+    "nan_values_unseen": Problem(mask=PADDED, values=values.put("v", NAN, BEYOND)),
+    "inf_unseen": Problem(mask=PADDED, values=values.each(values.put("k", INF, BEYOND), values.put("v", -INF, BEYOND))),
+    "nan_future_unseen": Problem(
+        mask="causal(-1)", values=values.each(*(values.put(x, NAN, (..., 64, 0)) for x in "kv"))
+    ),
     "nan_tile_unseen": Problem(
         Tq=200,
         Tk=200,
         mask=lambda rng: ~masks.global_tokens([70]),
-        values=_all(*(_set(x, NAN, (..., 70, slice(None))) for x in "kv")),
+        values=values.each(*(values.put(x, NAN, (..., 70, slice(None))) for x in "kv")),
     ),
-    "nan_queries_blind": Problem(mask=_some_rows_blind, values=_set("q", NAN, (..., [0, 5, 63, 64], slice(None)))),
-    "nan_bias_unseen": Problem(mask="causal()", bias=(4, 65, 65), values=_bias_nan_above),
+    "nan_queries_blind": Problem(
+        mask=values.some_rows_blind,
+        values=values.each(*(values.put(x, NAN, (..., [0, 5, 63, 64], slice(None))) for x in ("q", "do"))),
+    ),
+    "nan_bias_unseen": Problem(mask="causal()", bias=(4, 65, 65), values=values.bias_nan_above),
     "nan_unseen_sinks_softcap": Problem(
-        mask=PADDED, sinks=True, options=(("softcap", 2.0),), values=_all(*(_set(x, NAN, BEYOND) for x in "kv"))
+        mask=PADDED,
+        sinks=True,
+        options=(("softcap", 2.0),),
+        values=values.each(*(values.put(x, NAN, BEYOND) for x in "kv")),
     ),
-    "nan_query_seen": Problem(mask="causal()", values=_set("q", NAN, (0, 1, 40, 3))),
-    "nan_key_seen": Problem(mask="causal()", values=_set("k", NAN, (1, 0, 33, 2))),
-    "nan_value_seen": Problem(mask="causal()", values=_set("v", NAN, (1, 1, 20, 5))),
-    "inf_value_seen": Problem(mask="causal()", values=_set("v", INF, (0, 1, 20, 5))),
-    "nan_bias_seen": Problem(mask="causal()", bias=(4, 65, 65), values=_set("bias", NAN, (2, 50, 4))),
+    "nan_query_seen": Problem(mask="causal()", values=values.put("q", NAN, (0, 1, 40, 3))),
+    "nan_key_seen": Problem(mask="causal()", values=values.put("k", NAN, (1, 0, 33, 2))),
+    "nan_value_seen": Problem(mask="causal()", values=values.put("v", NAN, (1, 1, 20, 5))),
+    "inf_value_seen": Problem(mask="causal()", values=values.put("v", INF, (0, 1, 20, 5))),
+    "nan_bias_seen": Problem(mask="causal()", bias=(4, 65, 65), values=values.put("bias", NAN, (2, 50, 4))),
 }

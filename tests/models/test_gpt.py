@@ -327,8 +327,8 @@ def changed_config(arrays, **changes):
         (lambda a: {name: x for name, x in a.items() if name != "norm"}, "parameters are missing.*norm"),
         (lambda a: {**a, "norm": a["norm"][:3]}, r"norm has shape \(3,\); wanted \(8,\)"),
         (lambda a: {**a, "norm": a["norm"] * np.float16(np.nan)}, "norm holds NaN or infinity"),
-        (lambda a: {**a, "norm": a["norm"].astype(str)}, "no checkpoint of a GPT, or a damaged one"),
-        (lambda a: {**a, "norm": a["norm"] + 1j}, "norm has dtype complex"),
+        (lambda a: {**a, "norm": a["norm"].astype(str)}, "norm has dtype <U32; wanted float16"),
+        (lambda a: {**a, "norm": a["norm"] + 1j}, "norm has dtype complex64; wanted float16"),
     ],
 )
 def test_a_wrong_checkpoint_is_refused(tmp_path, damage, message):
@@ -367,7 +367,7 @@ def test_the_bundled_checkpoint_beats_both_baselines(bundled):
     assert bundled.record["corpus_sha256"] == hashlib.sha256(text.encode()).hexdigest(), "train again after freezing"
     assert bundled.config.vocabulary == corpus.vocabulary(text)
     train, held_out = corpus.split(text)
-    asked = held_out[:40_000]
+    asked = held_out[:20_000]
     loss = held_out_loss(bundled, bundled.encode(asked))
     assert len(asked) > 10_000
     assert loss < 0.8 * corpus.bigram_loss(train, asked) < corpus.unigram_loss(train, asked)
@@ -431,12 +431,12 @@ def run_example(name):
 
 def test_the_training_example_learns_and_can_be_repeated(tmp_path, capsys):
     example = run_example("train_gpt")
-    options = ["--steps", "6", "--batch", "2", "--backend", "numpy"]
+    options = ["--steps", "6", "--batch", "2", "--backend", "numpy", "--asked", "2000"]
     losses = [example.main([*options, "--out", str(tmp_path / name)]) for name in ("1.npz", "2.npz")]
     assert losses[0]["held_out"] < losses[0]["before"] - 0.5
     assert losses[0] == losses[1]
     out = capsys.readouterr().out
-    assert "unigram 3." in out and "bigram  2." in out and "6 steps" in out
+    assert all(word in out for word in ("unigram", "bigram", "6 steps"))
     first, second = (GPT.load(tmp_path / name) for name in ("1.npz", "2.npz"))
     assert all(np.array_equal(x, second.parameters[name]) for name, x in first.parameters.items())
     assert first.record["steps"] == 6
@@ -444,7 +444,7 @@ def test_the_training_example_learns_and_can_be_repeated(tmp_path, capsys):
 
 def test_the_training_example_stops_in_time_and_at_ctrl_c(tmp_path, monkeypatch, capsys):
     example = run_example("train_gpt")
-    options = ["--batch", "1", "--backend", "numpy", "--out", str(tmp_path / "a.npz")]
+    options = ["--batch", "1", "--backend", "numpy", "--asked", "1000", "--out", str(tmp_path / "a.npz")]
     start = time.monotonic()
     example.main(["--seconds", "1", *options])
     assert time.monotonic() - start < 30

@@ -1,0 +1,32 @@
+"""What the backward operations return: named tuples that the reference and every backend share."""
+
+from typing import NamedTuple
+
+from refattn.arrays import Array
+
+
+class AttentionGradients(NamedTuple):
+    """What `attention_vjp` returns; each has the shape and dtype of its input, None where that was not given."""
+
+    dq: Array
+    dk: Array
+    dv: Array
+    dbias: Array | None
+    dsinks: Array | None
+
+
+class MultiHeadGradients(NamedTuple):
+    """What `multi_head_attention_vjp` returns; each has the shape and dtype of its input, None where not given."""
+
+    dx: Array
+    dw_q: Array
+    dw_k: Array
+    dw_v: Array
+    dw_o: Array
+    db_q: Array | None
+    db_k: Array | None
+    db_v: Array | None
+    db_o: Array | None
+    dcontext: Array | None
+    dbias: Array | None
+    dsinks: Array | None

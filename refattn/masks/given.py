@@ -1,0 +1,67 @@
+"""The arrays that masks are made from, and how their numbers meet the axes of the scores."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from refattn.masks.algebra import Ints
+
+
+@dataclass(frozen=True)
+class Given:
+    """An array that a mask was made from: read-only, compared and hashed by its content."""
+
+    array: Any  # an NDArray, or None for an argument left out
+
+    @classmethod
+    def integers(cls, pattern: str, name: str, values: ArrayLike | None, axes: int = 0) -> "Given":
+        if values is None:
+            return cls(None)
+        array = np.array(values)
+        if array.size > 0 and array.dtype.kind not in "iu":
+            raise TypeError(f"{pattern}: {name} has dtype {array.dtype}; wanted integers")
+        if array.ndim < axes:
+            raise ValueError(f"{pattern}: {name} has shape {array.shape}; wanted at least {axes} axes")
+        return cls.frozen(array.astype(np.int64))
+
+    @classmethod
+    def bools(cls, name: str, values: ArrayLike) -> "Given":
+        array = np.array(values)
+        if array.dtype != bool:
+            raise TypeError(f"{name} has dtype {array.dtype}; wanted bool, True = may look (floats go to bias=)")
+        if array.ndim < 2:
+            raise ValueError(f"{name} has shape {array.shape}; wanted (..., Tq, Tk)")
+        return cls.frozen(array)
+
+    @classmethod
+    def frozen(cls, array: NDArray[Any]) -> "Given":
+        array.flags.writeable = False
+        return cls(array)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Given) and np.array_equal(self.array, other.array)
+
+    def __hash__(self) -> int:
+        return hash(None if self.array is None else (self.array.shape, self.array.tobytes()))
+
+    def __repr__(self) -> str:
+        return "" if self.array is None else repr(self.array.tolist())
+
+
+def per_sequence(values: NDArray[Any] | None) -> tuple[int, ...]:
+    """Return the leading axes of a mask with one number per sequence: (B, 1), and none for a single number."""
+    return () if values is None or values.ndim == 0 else (*values.shape, 1)
+
+
+def column(values: NDArray[Any] | None, default: int) -> Ints:
+    """Return one number per sequence, shaped so that it broadcasts against (..., H, Tq, Tk)."""
+    array = np.asarray(default if values is None else values, np.int64)
+    return array.reshape((*per_sequence(array), 1, 1))
+
+
+def extremes(values: NDArray[Any], block: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return the least and the greatest value in each run of `block` entries of the last axis."""
+    starts = np.arange(0, values.shape[-1], block)
+    return np.minimum.reduceat(values, starts, axis=-1), np.maximum.reduceat(values, starts, axis=-1)
