@@ -32,6 +32,7 @@ def options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=DATA / "gpt.npz")
     parser.add_argument("--batch", type=int, default=8, help="windows per step")
     parser.add_argument("--rate", type=float, default=3e-3, help="the highest learning rate")
+    parser.add_argument("--text", type=Path, help="another text to learn (default: the bundled one)")
     parser.add_argument("--asked", type=int, help="held-out characters to compute the loss on (default: all)")
     chosen = parser.parse_args(arguments)
     chosen.whole = chosen.steps >= parser.get_default("steps") and chosen.seconds >= parser.get_default("seconds")
@@ -86,7 +87,7 @@ def train(gpt: GPT, tokens: np.ndarray, chosen: argparse.Namespace) -> tuple[int
 
 def main(arguments: list[str] | None = None) -> dict[str, float]:
     chosen = options(arguments)
-    text = corpus.text()
+    text = corpus.text() if chosen.text is None else chosen.text.read_text(encoding="utf-8")
     learn, held_out = corpus.split(text)
     held_out = held_out[: chosen.asked]
     unigram, bigram = corpus.unigram_loss(learn, held_out), corpus.bigram_loss(learn, held_out)

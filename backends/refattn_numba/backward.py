@@ -13,7 +13,7 @@ from numba import njit
 
 from refattn_numba.forward import LOG2E, all_finite, bend, careful_product, drop, load_columns, run_of_tiles
 from refattn_numba.layout import TILE_K
-from refattn_numba.simd import exp2_columns, fetch_add, hide, lanes_of, product
+from refattn_numba.simd import exp2_columns, fetch_add, fma, hide, lanes_of, product
 from refattn_numba.vectors import LANES
 
 
@@ -24,7 +24,7 @@ def careful_outer(a, rows, b, b_at, b_row, c, c_at, c_row, D, height, words, at)
         for n in range(height):
             if (words[at + r] >> np.uint64(n)) & np.uint64(1):
                 for d in range(D):
-                    c[c_at + r * c_row + d] += a[r * LANES + n] * b[b_at + n * b_row + d]
+                    c[c_at + r * c_row + d] = fma(a[r * LANES + n], b[b_at + n * b_row + d], c[c_at + r * c_row + d])
 
 
 @njit(nogil=True)

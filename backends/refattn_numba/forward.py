@@ -12,7 +12,7 @@ import numpy as np
 from numba import njit
 
 from refattn_numba.layout import TILE_K
-from refattn_numba.simd import column_maximum, exp2_columns, fetch_add, hide, lanes_of, product
+from refattn_numba.simd import column_maximum, exp2_columns, fetch_add, fma, hide, lanes_of, product
 from refattn_numba.vectors import LANES
 
 LOG2E = math.log2(math.e)
@@ -58,12 +58,15 @@ def drop(tile, rows, keep, plane, scale, i0, height, j0):
 
 @njit(nogil=True)
 def careful_product(a, a_at, a_row, a_step, rows, b, c, height, K, words, at):
-    """C[rows, height] += A[rows, K] · B[K, height] over the pairs (k, n) that the mask shows, however wild A is."""
+    """C[rows, height] += A[rows, K] · B[K, height] over the pairs (k, n) that the mask shows, however wild A is.
+
+    Where A is finite, the bits are those of `product`.
+    """
     for k in range(K):
         for n in range(height):
             if (words[at + k] >> np.uint64(n)) & np.uint64(1):
                 for r in range(rows):
-                    c[r * LANES + n] += a[a_at + r * a_row + k * a_step] * b[k * LANES + n]
+                    c[r * LANES + n] = fma(a[a_at + r * a_row + k * a_step], b[k * LANES + n], c[r * LANES + n])
 
 
 @njit(nogil=True)

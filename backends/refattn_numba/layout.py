@@ -159,4 +159,4 @@ def _table(x: Array | None, dtype: Any, batch: tuple[int, ...], H: int) -> tuple
         return np.zeros((0, 1, 1), dtype), np.zeros(0, np.int64)
     x = x.reshape((1,) * max(0, 2 - x.ndim) + x.shape)
     lead = x.shape[:-2] if batch or H > 1 else ()
-    return np.ascontiguousarray(x, dtype).reshape(-1, *x.shape[-2:]), _planes(lead, batch, H)
+    return np.ascontiguousarray(x, dtype).reshape(math.prod(lead), *x.shape[-2:]), _planes(lead, batch, H)

@@ -31,6 +31,18 @@ def fetch_add(typing, counter):
     return types.int64(counter), generate
 
 
+@intrinsic
+def fma(typing, a, b, c):
+    """Return a · b + c, rounded once, as the products of this file compute it."""
+
+    def generate(context, builder, signature, args):
+        kind = ir.FunctionType(args[0].type, [args[0].type] * 3)
+        bits = FLOATS[signature.args[0]][1]
+        return builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.f{bits}"), args)
+
+    return a(a, a, a), generate
+
+
 def _product_block(rows, vectors):
     """Return an intrinsic for C[rows, vectors] (+)= A[rows, K] · B[K, vectors] with C in registers."""
 

@@ -185,7 +185,8 @@ def judge(problem: Problem, tick: Callable[[float], None] = lambda share: None) 
     for start in range(0, Tq, step):
         tick(start / Tq)
         i = slice(start, start + step)
-        o[..., i, :] = attention(q[..., i, :], k, both, **problem.rows(i), backend=REFERENCE)
+        j, options = problem.rows(i)
+        o[..., i, :] = attention(q[..., i, :], k[..., j, :], both[..., j, :], **options, backend=REFERENCE)
     o, sums = np.split(o, 2, axis=-1)
     return o, np.where(np.isfinite(sums), sums, 0).max(axis=-1, initial=0)
 

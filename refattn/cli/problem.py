@@ -61,20 +61,27 @@ class Problem:
         pairs = np.einsum("a,...ab,b->...", heights, wanted.astype(np.int64), widths)
         return int(pairs.sum()) * (math.prod(lead) // math.prod(pairs.shape))
 
-    def rows(self, i: slice) -> dict[str, Any]:
-        """Return the options for the queries `i` alone, in float64, the mask as an array."""
+    def rows(self, i: slice) -> tuple[slice, dict[str, Any]]:
+        """Return the keys that the queries `i` see, from the first to the last, and the options for that part.
+
+        Numbers are in float64, the mask is an array.
+        """
         part = dict(self.options)
         Tq, Tk = self.scores[-2:]
-        queries = np.arange(Tq)[i]
+        queries, j = np.arange(Tq)[i], slice(0, Tk)
         if self.mask is not None:
             seen = self.mask.see(queries[:, None], np.arange(Tk), Tq, Tk)
-            part["mask"] = np.broadcast_to(seen, (*self.mask.lead, len(queries), Tk))
+            seen = np.broadcast_to(seen, (*self.mask.lead, len(queries), Tk))
+            keys = np.flatnonzero(seen.reshape(-1, Tk).any(axis=0))
+            j = slice(int(keys[0]), int(keys[-1]) + 1) if len(keys) else slice(0, 0)
+            part["mask"] = seen[..., j]
         if "bias" in part:
             bias = part["bias"].astype(np.float64)
-            part["bias"] = bias[..., i, :] if bias.ndim > 1 and bias.shape[-2] != 1 else bias
+            bias = bias[..., i, :] if bias.ndim > 1 and bias.shape[-2] != 1 else bias
+            part["bias"] = bias[..., j] if bias.ndim > 0 and bias.shape[-1] != 1 else bias
         if "sinks" in part:
             part["sinks"] = part["sinks"].astype(np.float64)
-        return part
+        return j, part
 
     def facts(self) -> dict[str, str]:
         """Return what the report says about the input."""

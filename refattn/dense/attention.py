@@ -113,7 +113,7 @@ def attention(
     if bias is not None:
         s = s + bias.astype(compute)
     visible = visible_pairs(mask, s)
-    p, lse = _softmax(np.where(visible, s, -np.inf), sinks)  # p_ij = e^(s_ij - lse_i)
+    p, lse = _softmax(s, visible, sinks)  # p_ij = e^(s_ij - lse_i)
     if dropout_mask is not None:
         p = np.where(dropout_mask, p / (1 - dropout_p), 0)
     o = select_matmul(p, v, visible).astype(dtype)  # o_i = Σ_j p_ij v_j              (..., H, Tq, Dv)
@@ -189,7 +189,7 @@ def attention_vjp(
     if bias is not None:
         s = s + bias.astype(compute)
     visible = visible_pairs(mask, s)
-    p, lse = _softmax(np.where(visible, s, -np.inf), sinks)
+    p, lse = _softmax(s, visible, sinks)
     keep = 1.0 if dropout_mask is None else np.where(dropout_mask, 1 / (1 - dropout_p), 0).astype(compute)
 
     unseen = visible.swapaxes(-1, -2)
@@ -215,8 +215,9 @@ def attention_vjp(
     )
 
 
-def _softmax(s: Array, sinks: Array | None) -> tuple[Array, Array]:
-    """Return p_ij = e^(s_ij - lse_i) and lse_i = log(Σ_j e^s_ij + e^sink); rows of -inf give p = 0, lse = -inf."""
+def _softmax(s: Array, visible: Bools, sinks: Array | None) -> tuple[Array, Array]:
+    """Return p_ij = e^(s_ij - lse_i), 0 where not visible, and lse_i = log(Σ_j e^s_ij + e^sink) over what is."""
+    s = np.where(visible, s, -np.inf)
     m = s.max(axis=-1, keepdims=True, initial=-np.inf)
     if sinks is not None:
         sink = per_head(sinks.astype(s.dtype), s.ndim)
@@ -227,7 +228,7 @@ def _softmax(s: Array, sinks: Array | None) -> tuple[Array, Array]:
     if sinks is not None:
         l = l + np.exp(sink - m)
     lse = (m + np.log(l))[..., 0]
-    return p / np.where(l == 0, 1, l), lse
+    return np.where(visible, p / np.where(l == 0, 1, l), 0), lse  # select: a NaN in l is the seen keys' alone
 
 
 def _heads(x: Array) -> int:

@@ -270,10 +270,10 @@ def _linear_vjp(dy: Array, x: Array, w: Array) -> tuple[Array, Array, Array]:
 
 def _split(x: Array, heads: int) -> Array:
     """(..., T, H * D) -> (..., H, T, D)."""
-    return x.reshape(*x.shape[:-1], heads, -1).swapaxes(-2, -3)
+    return x.reshape(*x.shape[:-1], heads, x.shape[-1] // heads).swapaxes(-2, -3)
 
 
 def _concat(o: Array) -> Array:
     """(..., H, T, D) -> (..., T, H * D)."""
     o = o.swapaxes(-2, -3)
-    return o.reshape(*o.shape[:-2], -1)
+    return o.reshape(*o.shape[:-2], o.shape[-2] * o.shape[-1])

@@ -8,7 +8,9 @@ from refattn.cli import measure, problem
 from refattn.masks import causal, from_array, padding, parse
 
 
-@pytest.mark.parametrize("mask", [None, causal(), padding([3, 11]), parse("~window(2, 2)")])
+@pytest.mark.parametrize(
+    "mask", [None, causal(), padding([3, 11]), parse("~window(2, 2)"), parse("window(1, 0)"), padding([0, 0])]
+)
 def test_the_judge_is_attention(mask):
     rng = np.random.default_rng(0)
     q, k, v = (rng.standard_normal(shape) for shape in [(2, 4, 9, 8), (2, 2, 11, 8), (2, 2, 11, 5)])

@@ -1,0 +1,152 @@
+"""Every pattern against its definition, written out pair by pair in plain Python."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from refattn import masks
+
+SIZES = [(1, 1), (5, 5), (3, 8), (8, 3), (1, 9), (9, 1), (0, 4), (4, 0), (0, 0)]
+
+
+def brute(see, Tq, Tk):
+    return np.array([[see(i, j) for j in range(Tk)] for i in range(Tq)], bool).reshape(Tq, Tk)
+
+
+@pytest.mark.parametrize(("Tq", "Tk"), SIZES)
+def test_causal_is_bottom_right(Tq, Tk):
+    want = brute(lambda i, j: j <= i + Tk - Tq, Tq, Tk)
+    np.testing.assert_array_equal(masks.causal().dense(Tq, Tk), want)
+
+
+@pytest.mark.parametrize("offset", [-20, -2, 0, 3, 20])
+@pytest.mark.parametrize(("Tq", "Tk"), SIZES)
+def test_causal_with_an_offset(Tq, Tk, offset):
+    want = brute(lambda i, j: j <= i + offset, Tq, Tk)
+    np.testing.assert_array_equal(masks.causal(offset).dense(Tq, Tk), want)
+
+
+def test_causal_with_an_offset_per_sequence():
+    mask = masks.causal([0, 4, -9])
+    assert mask.lead == (3, 1)
+    want = [[brute(lambda i, j, n=n: j <= i + n, 4, 6)] for n in (0, 4, -9)]
+    np.testing.assert_array_equal(mask.dense(4, 6), want)
+
+
+@pytest.mark.parametrize("left", [None, 0, 1, 4, 100])
+@pytest.mark.parametrize("right", [None, 0, 2, 100])
+@pytest.mark.parametrize(("Tq", "Tk"), SIZES)
+def test_window(Tq, Tk, left, right):
+    def see(i, j):
+        at = i + Tk - Tq
+        return (left is None or at - left <= j) and (right is None or j <= at + right)
+
+    np.testing.assert_array_equal(masks.window(left, right).dense(Tq, Tk), brute(see, Tq, Tk))
+
+
+def test_a_window_always_holds_the_query_itself():
+    assert masks.window(0, 0).dense(6, 6).tolist() == np.eye(6, dtype=bool).tolist()
+    assert masks.window(255, 0).dense(1, 300).sum() == 256
+
+
+@pytest.mark.parametrize("lengths", [0, 3, [0, 2, 5], [[1, 2], [3, 4]]])
+def test_padding(lengths):
+    mask = masks.padding(lengths)
+    each = np.ravel(lengths)
+    want = np.array([brute(lambda i, j, n=n: j < n, 4, 5) for n in each])
+    assert mask.lead == (() if np.ndim(lengths) == 0 else (*np.shape(lengths), 1))
+    np.testing.assert_array_equal(mask.dense(4, 5).reshape(want.shape), want)
+
+
+def test_document_queries_are_the_last_tokens():
+    ids = [4, 4, 1, 1, 1, 4]
+    want = brute(lambda i, j: ids[i + 3] == ids[j], 3, 6)
+    np.testing.assert_array_equal(masks.document(ids).dense(3, 6), want)
+
+
+def test_document_with_its_own_query_ids():
+    queries, ids = [1, 9, 4, 4], [4, 4, 1]
+    want = brute(lambda i, j: queries[i] == ids[j], 4, 3)
+    np.testing.assert_array_equal(masks.document(ids, queries).dense(4, 3), want)
+
+
+def test_document_per_sequence():
+    ids = [[0, 0, 1], [2, 3, 3]]
+    mask = masks.document(ids)
+    want = [[brute(lambda i, j, row=row: row[i] == row[j], 3, 3)] for row in ids]
+    assert mask.lead == (2, 1)
+    np.testing.assert_array_equal(mask.dense(3, 3), want)
+
+
+@pytest.mark.parametrize(("Tq", "Tk"), [(5, 5), (2, 7), (7, 2)])
+@pytest.mark.parametrize("indices", [[], [0], [1, 4], [4, 100]])
+def test_global_tokens(indices, Tq, Tk):
+    want = brute(lambda i, j: j in indices or i + Tk - Tq in indices, Tq, Tk)
+    np.testing.assert_array_equal(masks.global_tokens(indices).dense(Tq, Tk), want)
+
+
+@pytest.mark.parametrize("shape", [(4, 6), (1, 6), (4, 1), (1, 1), (3, 4, 6), (2, 3, 1, 6), (2, 1, 4, 6)])
+def test_from_array_broadcasts(shape):
+    visible = np.random.default_rng(0).random(shape) < 0.5
+    mask = masks.from_array(visible)
+    assert mask.lead == shape[:-2]
+    np.testing.assert_array_equal(mask.dense(4, 6), np.broadcast_to(visible, (*shape[:-2], 4, 6)))
+
+
+def test_a_mask_keeps_its_own_copy_of_an_array():
+    visible = np.ones((3, 3), bool)
+    mask = masks.from_array(visible)
+    visible[0] = False
+    assert mask.dense(3, 3).all()
+
+
+def test_from_function():
+    mask = masks.from_function(lambda i, j: (i * j) % 3 == 1)
+    np.testing.assert_array_equal(mask.dense(7, 5), brute(lambda i, j: (i * j) % 3 == 1, 7, 5))
+    np.testing.assert_array_equal(
+        masks.from_function(lambda i, j: i >= 2).dense(4, 3), brute(lambda i, j: i >= 2, 4, 3)
+    )
+
+
+def test_a_function_of_another_shape_is_refused():
+    with pytest.raises(ValueError, match="from_function: its result has shape"):
+        masks.from_function(lambda i, j: np.ones((9, 9), bool)).dense(2, 3)
+
+
+def test_combinations_are_those_of_logic():
+    patterns = [masks.causal(), masks.window(1, 2), masks.global_tokens([3]), masks.from_array(np.eye(6, dtype=bool))]
+    for a, b in itertools.product(patterns, repeat=2):
+        left, right = a.dense(6, 6), b.dense(6, 6)
+        np.testing.assert_array_equal((a & b).dense(6, 6), left & right)
+        np.testing.assert_array_equal((a | b).dense(6, 6), left | right)
+        np.testing.assert_array_equal((~(a & ~b)).dense(6, 6), ~(left & ~right))
+
+
+def test_leading_axes_combine_by_broadcasting():
+    per_head = np.random.default_rng(1).random((4, 5, 5)) < 0.5
+    mask = masks.padding([2, 5]) & masks.from_array(per_head) & masks.causal()
+    assert mask.lead == (2, 4)
+    want = masks.padding([2, 5]).dense(5, 5) & per_head & masks.causal().dense(5, 5)
+    np.testing.assert_array_equal(mask.dense(5, 5), want)
+
+
+def test_leading_axes_that_do_not_fit_are_refused():
+    mask = masks.padding([2, 5]) & masks.padding([1, 2, 3])
+    with pytest.raises(ValueError, match="broadcast"):
+        mask.dense(5, 5)
+
+
+def test_equal_patterns_are_equal_values():
+    assert masks.causal() == masks.causal() != masks.causal(0)
+    assert masks.window(3, 0) == masks.window(3, 0) != masks.window(0, 3)
+    assert masks.padding([1, 2]) == masks.padding([1, 2]) != masks.padding([2, 1])
+    assert len({masks.document([0, 1]), masks.document([0, 1]), masks.document([0, 2])}) == 2
+    assert masks.from_array(np.eye(2, dtype=bool)) != masks.from_array(np.ones((2, 2), bool))
+
+
+def test_as_mask_takes_arrays_masks_and_none():
+    causal = masks.causal()
+    assert masks.as_mask(None) is None
+    assert masks.as_mask(causal) is causal
+    np.testing.assert_array_equal(masks.as_mask(np.eye(3, dtype=bool)).dense(3, 3), np.eye(3, dtype=bool))
