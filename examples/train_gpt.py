@@ -93,7 +93,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     unigram, bigram = corpus.unigram_loss(learn, held_out), corpus.bigram_loss(learn, held_out)
     gpt = initial(Config(corpus.vocabulary(text)), chosen.seed)
     asked = gpt.encode(held_out)
-    before = held_out_loss(gpt, asked[:2000], backend=chosen.backend)
+    before = held_out_loss(gpt, asked[:1000], backend=chosen.backend)
     parameters = sum(x.size for x in gpt.parameters.values())
     print(f"text: {len(learn)} characters to learn from, {len(held_out)} held out, {len(set(text))} different")
     print(f"model: {parameters} parameters; attention by {chosen.backend}")

@@ -13,6 +13,9 @@ from refattn_numba.threads import get_num_threads, set_num_threads
 
 RANK = 10
 
+TILES = {name: (64, 128) for name in ("attention", "flash_attention", "attention_split_kv")}
+"""Queries and keys of the tiles that are computed whole or not at all."""
+
 LIMITS = {
     "flash_attention(on_tile)": "a compiled kernel does not stop to report its tiles; the reference does",
 }
@@ -20,6 +23,7 @@ LIMITS = {
 __all__ = [
     "LIMITS",
     "RANK",
+    "TILES",
     "attention",
     "attention_split_kv",
     "attention_vjp",

@@ -14,7 +14,7 @@ def _registers() -> tuple[int, int]:
     features = llvm.get_host_cpu_features()
     if features.get("avx512f"):
         return 64, 32
-    if features.get("avx"):
+    if features.get("avx2"):
         return 32, 16
     if features.get("neon") or features.get("asimd") or llvm.get_default_triple().startswith("aarch64"):
         return 16, 32

@@ -86,7 +86,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.set_defaults(run=lambda _: print(parser.format_help(), end=""))
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     for command in (compare, backends, show_mask, embed, generate):
-        subparser = commands.add_parser(command.NAME, help=command.HELP, description=command.__doc__)
+        about = f"{command.HELP[0].upper()}{command.HELP[1:]}."
+        subparser = commands.add_parser(command.NAME, help=command.HELP, description=about)
         command.add_arguments(subparser)
         subparser.set_defaults(run=command.run)
     return parser

@@ -43,12 +43,13 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"compare: --seconds is {args.seconds}; wanted 0 or more")
     files.check_writable(outputs)
 
+    here = machine.facts(sorted({REFERENCE, *backends}))  # before our own work counts as load
     with report.progress(bar) as tick:
         tick("the input", 0)
         given = problem.read(args)
         rows = measure.candidates(variants, backends)
         comparison = measure.compare(given, rows, args.seconds, args.seed, tick)
-    facts = given.facts() | {"seed": str(args.seed)} | machine.facts(sorted({REFERENCE, *backends}))
+    facts = given.facts() | {"seed": str(args.seed)} | here
     report.show(comparison, facts, table)
     if args.json is not None:
         files.write(args.json, report.to_json(comparison, facts))

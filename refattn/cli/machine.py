@@ -11,15 +11,25 @@ import numpy as np
 
 
 def facts(backends: list[str]) -> dict[str, str]:
-    """Return the machine, the versions that matter for `backends`, and the time, each as text."""
+    """Return the machine, the versions that matter for `backends`, and the time, as text."""
     versions = [f"Python {platform.python_version()}", f"NumPy {np.__version__}"]
     versions += [f"{name.capitalize()} {installed(name)}" for name in backends if name != "numpy" and installed(name)]
-    load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
-    return {
-        "machine": f"{processor()}, {cores()} cores, {platform.system()} {platform.machine()}{load}",
+    busy = load()
+    about = [processor(), f"{cores()} cores", f"{platform.system()} {platform.machine()}"]
+    about += [] if busy is None else [f"load {busy:.1f}"]
+    facts = {
+        "machine": ", ".join(about),
         "versions": ", ".join(versions),
         "date": datetime.now().astimezone().isoformat(sep=" ", timespec="minutes"),
     }
+    if busy is not None and busy > cores():
+        facts["note"] = "others were at work: times are too long, those of NumPy's BLAS threads most of all"
+    return facts
+
+
+def load() -> float | None:
+    """Return how many processes wanted to run during the last minute, on average; None where that is not known."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 
 def processor() -> str:

@@ -1,13 +1,4 @@
-"""What `refattn compare` measures of each candidate (a variant on a backend): error, memory, time.
-
-The judge is `attention` on numpy in float64, of the very inputs that the candidates get. The error of a query is
-
-    max_d |o_id - ô_id| / max_d Σ_j p_ij |v_jd|
-
-with ô and p the judge's: what is lost, as a share of what was added up. A result is wrong when the error of any query
-exceeds the larger of 100 eps of the dtype of computation and 10 times the error of `attention` on numpy in the same
-dtype, which is how much the input itself costs (large scores lose digits in any order of summation).
-"""
+"""What `refattn compare` measures of each candidate, a variant on a backend: error (see `judge`), memory, time."""
 
 import math
 import random
@@ -21,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from refattn.arrays import Array, compute_dtype
+from refattn.cli import judge
 from refattn.cli.machine import free_memory
 from refattn.cli.problem import Problem
 from refattn.dense.attention import attention
@@ -54,7 +46,7 @@ class Row:
     failed: bool = False
     """It ran, or tried to, and broke."""
     errors: Array | None = None
-    """(heads of all sequences, Tq): see the module."""
+    """(heads of all sequences, Tq): see `judge`."""
     error: float | None = None
     """The largest of them; NaN where it made a NaN that the judge has not."""
     extra_bytes: int | None = None
@@ -152,12 +144,12 @@ def compare(problem: Problem, rows: list[Row], seconds: float, seed: int, tick: 
             row.pairs, row.pairs_are_least = _pairs(problem, row)
     running = [row for row in rows if row.reason is None]
     with np.errstate(all="ignore"):  # NaN and infinities shall show in the table
-        reference, size = judge(problem, lambda share: tick("the judge: attention in float64", 0.1 * share))
+        verdict = judge.judge(problem, lambda share: tick("the judge: attention in float64", 0.1 * share))
         for n, row in enumerate(running):
             first = "" if row.backend == REFERENCE else ": first call, which may compile"
             tick(f"{row.name}{first}", 0.1 + 0.4 * n / len(running))
             with _failing(row):
-                _first_call(problem, row, reference, size)
+                _first_call(problem, row, verdict)
         running = [row for row in running if row.reason is None]
         for n, row in enumerate(running):
             tick(f"{row.name}: memory", 0.5 + 0.1 * n / len(running))
@@ -165,52 +157,8 @@ def compare(problem: Problem, rows: list[Row], seconds: float, seed: int, tick: 
                 row.extra_bytes = extra_bytes(_call(problem, row))
         running = [row for row in running if row.reason is None]
         rounds = time_rounds(problem, running, seconds, seed, lambda text, share: tick(text, 0.6 + 0.4 * share))
-    limit = 100 * float(np.finfo(compute_dtype(problem.q.dtype)).eps)
-    base = rows[0].error
-    if base is not None and math.isfinite(base):
-        limit = max(limit, 10 * base)
+    limit = judge.limit(problem.q.dtype, rows[0].error)
     return Comparison(problem, rows, limit, rounds, seed)
-
-
-def judge(problem: Problem, tick: Callable[[float], None] = lambda share: None) -> tuple[Array, Array]:
-    """Return attention in float64 (..., H, Tq, Dv), and max_d Σ_j p_ij |v_jd| (..., H, Tq).
-
-    It goes some queries at a time, and each step says which share is done.
-    """
-    q, k, v = (x.astype(np.float64) for x in (problem.q, problem.k, problem.v))
-    both = np.concatenate([v, np.abs(v)], axis=-1)
-    *lead, Tq, Tk = problem.scores
-    o = np.empty((*lead, Tq, both.shape[-1]))
-    step = max(1, 2**22 // max(1, math.prod(lead) * Tk))  # so that a step's scores take 32 MiB
-    for start in range(0, Tq, step):
-        tick(start / Tq)
-        i = slice(start, start + step)
-        j, options = problem.rows(i)
-        o[..., i, :] = attention(q[..., i, :], k[..., j, :], both[..., j, :], **options, backend=REFERENCE)
-    o, sums = np.split(o, 2, axis=-1)
-    return o, np.where(np.isfinite(sums), sums, 0).max(axis=-1, initial=0)
-
-
-def errors(o: Array, reference: Array, size: Array) -> Array:
-    """Return the error of each query: NaN where `o` made a NaN of its own, inf where it lost one of the judge's.
-
-    Parameters
-    ----------
-    o, reference : array, (..., H, Tq, Dv)
-    size : array, (..., H, Tq)
-        What an error is relative to.
-
-    Examples
-    --------
-    >>> errors(np.array([[1.5], [0.0]]), np.array([[1.0], [0.0]]), np.array([2.0, 0.0]))
-    array([0.25, 0.  ])
-    """
-    o = o.astype(np.float64)
-    same = (o == reference) | (np.isnan(o) & np.isnan(reference))
-    lost = np.isnan(reference) & ~np.isnan(o)
-    with np.errstate(all="ignore"):
-        gap = np.where(same, 0, np.where(lost, np.inf, np.abs(o - reference))).max(axis=-1, initial=0)
-        return np.where(gap == 0, 0, gap / size)
 
 
 def extra_bytes(call: Callable[[], Any]) -> int:
@@ -256,12 +204,12 @@ def _call(problem: Problem, row: Row) -> Callable[[], Any]:
     return lambda: operation(problem.q, problem.k, problem.v, **problem.options, backend=row.backend)
 
 
-def _first_call(problem: Problem, row: Row, reference: Array, size: Array) -> None:
+def _first_call(problem: Problem, row: Row, verdict: judge.Verdict) -> None:
     result = _call(problem, row)()
     o = result[0] if isinstance(result, tuple) else result
-    if o.shape != reference.shape or o.dtype != problem.q.dtype:
-        raise ValueError(f"it returned {o.dtype} {o.shape}; wanted {problem.q.dtype} {reference.shape}")
-    row.errors = errors(o, reference, size).reshape(-1, reference.shape[-2])
+    if o.shape != verdict.o.shape or o.dtype != problem.q.dtype:
+        raise ValueError(f"it returned {o.dtype} {o.shape}; wanted {problem.q.dtype} {verdict.o.shape}")
+    row.errors = judge.errors(o, verdict).reshape(-1, verdict.o.shape[-2])
     row.error = float(row.errors.max(initial=0))
 
 
@@ -273,7 +221,8 @@ def _failing(row: Row) -> Iterator[None]:
     except Unsupported as error:
         row.reason = str(error)
     except Exception as error:  # whatever a backend raises, the table shall name it
-        row.reason, row.failed, row.seconds = f"failed: {type(error).__name__}: {error}", True, []
+        row.reason, row.failed = f"failed: {type(error).__name__}: {error}", True
+        row.seconds, row.pairs = [], None
 
 
 def _obstacle(problem: Problem, row: Row) -> str | None:

@@ -81,7 +81,8 @@ def _row(comparison: Comparison, row: Row) -> str:
     names = "".join(f'<td class="name">{escape(name)}</td>' for name in (row.variant, row.backend))
     kind = ' class="wrong"' if comparison.wrong(row) else ""
     if row.reason is not None:
-        return f'<tr{kind}>{names}<td class="why" colspan="{len(HEADERS)}">{escape(row.reason)}</td></tr>'
+        why = row.reason if row.failed else f"not run: {row.reason}"
+        return f'<tr{kind}>{names}<td class="why" colspan="{len(HEADERS)}">{escape(why)}</td></tr>'
     texts = cells(comparison, row)
     texts[0] += " wrong" if comparison.wrong(row) else ""
     return f"<tr{kind}>{names}{''.join(f'<td>{escape(text)}</td>' for text in texts)}</tr>"

@@ -119,10 +119,12 @@ def emit(console: "Console", *parts: "str | Table") -> None:
 
 def legend(comparison: Comparison) -> list[tuple[str, str]]:
     """Return what the columns mean, (column, meaning)."""
-    eps = f"100 eps of {compute_dtype(comparison.problem.q.dtype).name}"
+    limit = f"100 eps of {compute_dtype(comparison.problem.q.dtype).name}"
+    if comparison.rows[0].error is not None:
+        limit = f"the larger of {limit} and 10 × that of attention on numpy"
     return [
         ("error", "max_d |o - ô| / max_d Σ_j p_j |v_jd| of the worst query; ô and p by attention in float64;"),
-        ("", f"WRONG above {comparison.limit:.1e}, the larger of {eps} and 10 × that of attention on numpy"),
+        ("", f"WRONG above {comparison.limit:.1e}, {limit}"),
         ("time", f"median of {comparison.rounds} rounds in shuffled order; spread: interquartile range / median"),
         ("faster", "than attention on numpy in the same dtype"),
         ("memory", "the most that one call allocates beyond what it returns (tracemalloc)"),

@@ -35,7 +35,7 @@ def sum_to(dx: Array, shape: tuple[int, ...]) -> Array:
     """Transpose of broadcasting: add up the axes along which an array of `shape` was repeated."""
     dx = dx.sum(axis=tuple(range(dx.ndim - len(shape))))
     repeated = tuple(axis for axis, size in enumerate(shape) if size == 1 and dx.shape[axis] != 1)
-    return dx.sum(axis=repeated, keepdims=True)
+    return np.asarray(dx.sum(axis=repeated, keepdims=True))
 
 
 def per_head(sinks: Array, ndim: int) -> Array:

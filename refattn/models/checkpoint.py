@@ -129,8 +129,12 @@ def read(path: str | Path) -> tuple[Config, dict[str, Array], dict[str, Any]]:
         If it is no checkpoint, or a damaged one.
     """
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
+        with open(path, "rb") as file:
+            if not zipfile.is_zipfile(file):
+                raise ValueError("it is not an npz, or its end is missing")
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as archive:
+                arrays = {name: archive[name] for name in archive.files}
         config = Config(**json.loads(str(arrays.pop("config"))))
         record = dict(json.loads(str(arrays.pop("record"))))
         for name, x in arrays.items():

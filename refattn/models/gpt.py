@@ -213,9 +213,7 @@ class GPT:
 
     def loss(self, tokens: Tokens, *, backend: str | None = None) -> float:
         """Return the mean surprise, in nats, at each of tokens (..., T + 1) after the first, given those before it."""
-        tokens = self.checked("loss", tokens)
-        if tokens.shape[-1] < 2:
-            raise ValueError(f"loss: tokens has shape {tokens.shape}; wanted two at least: one to see, one to guess")
+        tokens = self.checked("loss", tokens, least=2)
         return cross_entropy(self.logits(tokens[..., :-1], backend=backend), tokens[..., 1:])
 
     def attention_inputs(self, tokens: Tokens, layer: int) -> tuple[Array, Array, Array]:
@@ -286,10 +284,12 @@ class GPT:
                 on_character(written[-1])
         return written
 
-    def checked(self, operation: str, tokens: Any) -> Tokens:
-        """Return `tokens`, or raise TypeError or ValueError in the name of `operation`."""
+    def checked(self, operation: str, tokens: Any, least: int = 0) -> Tokens:
+        """Return `tokens` (..., at least so many), or raise TypeError or ValueError in the name of `operation`."""
         if getattr(tokens, "dtype", None) is None or tokens.dtype.kind not in "iu" or tokens.ndim < 1:
             raise TypeError(f"{operation}: tokens must be an integer array of one axis at least")
+        if tokens.shape[-1] < least:
+            raise ValueError(f"{operation}: tokens has shape {tokens.shape}; wanted at least {least} on the last axis")
         if tokens.size and not 0 <= tokens.min() <= tokens.max() < len(self.config.vocabulary):
             raise ValueError(
                 f"{operation}: tokens reach from {tokens.min()} to {tokens.max()}; "

@@ -60,7 +60,7 @@ def loss_and_gradients(gpt: GPT, tokens: Tokens, *, backend: str | None = None) 
     gradients : dict of array
         In the names of the parameters.
     """
-    tokens = gpt.checked("loss_and_gradients", tokens)
+    tokens = gpt.checked("loss_and_gradients", tokens, least=2)
     with nullcontext() if backend is None else use_backend(backend):
         return _loss_and_gradients(gpt, tokens[..., :-1], tokens[..., 1:])
 

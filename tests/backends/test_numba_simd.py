@@ -41,11 +41,17 @@ def tile_of(rng, rows, width, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("add", [False, True])
-@pytest.mark.parametrize(("rows", "K", "vectors"), [(1, 1, 1), (2, 3, 4), (5, 64, 5), (7, 5, 8), (13, 9, 3), (128, 33, 4)])
+@pytest.mark.parametrize(
+    ("rows", "K", "vectors"), [(1, 1, 1), (2, 3, 4), (5, 64, 5), (7, 5, 8), (13, 9, 3), (128, 33, 4)]
+)
 def test_product(dtype, add, rows, K, vectors):
     rng = np.random.default_rng(0)
     width = vectors * call_lanes(np.zeros(1, dtype))
-    a, b, c = rng.standard_normal((rows, K)).astype(dtype), tile_of(rng, K, width, dtype), tile_of(rng, rows, width, dtype)
+    a, b, c = (
+        rng.standard_normal((rows, K)).astype(dtype),
+        tile_of(rng, K, width, dtype),
+        tile_of(rng, rows, width, dtype),
+    )
     want = a.astype(float) @ b.reshape(K, width).astype(float) + (c.reshape(rows, width) if add else 0)
     bound = 4 * (K + 1) * np.finfo(dtype).eps * (np.abs(a) @ np.abs(b.reshape(K, width)) + 4)
     transposed = np.asfortranarray(a).T.ravel()

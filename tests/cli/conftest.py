@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from refattn import dispatch
-from refattn.cli import measure
+from refattn.cli import judge
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def never(monkeypatch):
     def computed(*args, **kwargs):
         raise AssertionError("it computed before it refused")
 
-    monkeypatch.setattr(measure, "judge", computed)
+    monkeypatch.setattr(judge, "judge", computed)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from refattn import dispatch
-from refattn.cli import compare, main, measure
+from refattn.cli import compare, machine, main, measure
 from tests.cli.imitations import QUICK, SMALL, forward, imitation, records
 
 
@@ -116,6 +116,13 @@ class TestTheTable:
         content, _ = records(capsys, "--tokens", "100", *QUICK)
         assert {row["backend"] for row in content["rows"]} == set(dispatch.backends())
         assert not any(row["wrong"] for row in content["rows"])
+
+    @pytest.mark.parametrize(("load", "note"), [(0.5, False), (1000.0, True), (None, False)])
+    def test_a_busy_machine_is_noted(self, load, note, backends, capsys, monkeypatch):
+        monkeypatch.setattr(machine, "load", lambda: load)
+        content, _ = records(capsys, *SMALL)
+        assert ("others were at work" in content["facts"].get("note", "")) == note
+        assert (f"load {load}" in content["facts"]["machine"]) == (load is not None)
 
 
 class TestAWrongBackend:

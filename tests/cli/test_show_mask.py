@@ -1,3 +1,6 @@
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -81,3 +84,9 @@ def test_the_picture_agrees_with_the_mask(capsys):
     picture = shown(capsys, "~causal()", "--t", "5").split("\n\n")[0].splitlines()
     drawn = np.array([[character == "█" for character in line] for line in picture])
     np.testing.assert_array_equal(drawn, ~np.tril(np.ones((5, 5), bool)))
+
+
+def test_the_example_in_the_documentation(capsys):
+    page = (Path(__file__).parents[2] / "docs" / "cli.md").read_text(encoding="utf-8")
+    mask, options, expected = re.search(r'\$ refattn show-mask "(.+)" (.+)\n((?:.|\n)+?)```', page).groups()
+    assert shown(capsys, mask, *options.split()) == expected
