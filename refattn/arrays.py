@@ -9,11 +9,12 @@ from numpy.typing import NDArray
 Array: TypeAlias = NDArray[Any]
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
+_COMPUTED = {np.dtype(np.float16): np.dtype(np.float32)} | {np.dtype(t): np.dtype(t) for t in (np.float32, np.float64)}
 
 
 def compute_dtype(dtype: Any) -> np.dtype[Any]:
     """Return the dtype in which inputs of `dtype` are computed: float32 for the 16-bit ones, else `dtype` itself."""
-    return np.dtype(np.float32) if np.dtype(dtype).name in ("float16", "bfloat16") else np.dtype(dtype)
+    return _COMPUTED.get(dtype) or (np.dtype(np.float32) if str(dtype) == "bfloat16" else np.dtype(dtype))
 
 
 def check_floats(operation: str, min_ndim: int = 0, **arrays: Any) -> None:
@@ -21,12 +22,12 @@ def check_floats(operation: str, min_ndim: int = 0, **arrays: Any) -> None:
     for name, x in arrays.items():
         if not hasattr(x, "shape") or not hasattr(x, "dtype"):
             raise TypeError(f"{operation}: {name} must be an array, got {type(x).__name__}")
-        if str(x.dtype) not in FLOATS:
+        if x.dtype not in _COMPUTED and str(x.dtype) not in FLOATS:  # asking for a name takes its time
             raise TypeError(f"{operation}: {name} has dtype {x.dtype}; wanted one of {', '.join(FLOATS)}")
         if len(x.shape) < min_ndim:
             raise ValueError(f"{operation}: {name} has shape {x.shape}; wanted at least {min_ndim} axes")
-    dtypes = {name: str(x.dtype) for name, x in arrays.items()}
-    if len(set(dtypes.values())) > 1:
+    if len({x.dtype for x in arrays.values()}) > 1:
+        dtypes = {name: str(x.dtype) for name, x in arrays.items()}
         raise TypeError(f"{operation}: the dtypes differ ({dtypes}); wanted one for all")
 
 

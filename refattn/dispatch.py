@@ -46,21 +46,23 @@ def dispatched(check: Callable[..., None]) -> Callable[[Callable[P, R]], Callabl
 
     def decorate(reference: Callable[P, R]) -> Callable[P, R]:
         name = reference.__name__
-        signature = inspect.signature(reference)
         OPERATIONS[name] = reference
+        keywords = inspect.signature(reference).parameters.keys()
 
         @wraps(reference)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
             backend = kwargs.pop("backend", None) or _default.get()
-            try:
-                arguments = signature.bind(*args, **kwargs).arguments
-            except TypeError as error:
-                raise TypeError(f"{name}: {error}") from None
             if backend != REFERENCE:
                 known(str(backend))
-            check(*args, **kwargs)
+            if not kwargs.keys() <= keywords:
+                _bind(name, args, kwargs)
+            try:
+                check(*args, **kwargs)
+            except TypeError:
+                _bind(name, args, kwargs)  # if the arguments do not even fit the signature, say that instead
+                raise
             if backend == AUTO:
-                explanation = _explain(name, arguments)
+                explanation = _explain(name, _bind(name, args, kwargs))
                 _log.debug("%s", explanation)
                 backend = explanation.chosen
             if backend == REFERENCE:
@@ -68,9 +70,11 @@ def dispatched(check: Callable[..., None]) -> Callable[[Callable[P, R]], Callabl
                 with use_backend(REFERENCE), np.errstate(all="ignore"):
                     return reference(*args, **kwargs)
             implementation = load(str(backend))
-            reason = why_not(str(backend), name, arguments)
-            if reason is not None:
-                raise Unsupported(_refusal(str(backend), name, arguments, reason))
+            if _may_refuse(implementation, name):
+                arguments = _bind(name, args, kwargs)
+                reason = why_not(str(backend), name, arguments)
+                if reason is not None:
+                    raise Unsupported(_refusal(str(backend), name, arguments, reason))
             with np.errstate(all="ignore"):
                 return getattr(implementation, name)(*args, **kwargs)
 
@@ -186,7 +190,7 @@ def explain(operation: str | Callable[..., Any], *args: Any, **kwargs: Any) -> E
     name = operation if isinstance(operation, str) else operation.__name__
     if name not in OPERATIONS:
         raise LookupError(f"no operation {name!r}; there are: {', '.join(sorted(OPERATIONS))}")
-    return _explain(name, inspect.signature(OPERATIONS[name]).bind(*args, **kwargs).arguments)
+    return _explain(name, _bind(name, args, kwargs))
 
 
 def _explain(operation: str, arguments: dict[str, Any]) -> Explanation:
@@ -201,6 +205,21 @@ def _explain(operation: str, arguments: dict[str, Any]) -> Explanation:
     order = sorted(reasons, key=lambda backend: -ranks[backend])
     chosen = next(backend for backend in order if reasons[backend] is None)
     return Explanation(operation, chosen, {backend: reasons[backend] for backend in order})
+
+
+def _bind(operation: str, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a call by name; TypeError in the name of the operation if they do not fit."""
+    try:
+        return inspect.signature(OPERATIONS[operation]).bind(*args, **kwargs).arguments
+    except TypeError as error:
+        raise TypeError(f"{operation}: {error}") from None
+
+
+def _may_refuse(module: object, operation: str) -> bool:
+    """Return whether `why_not` could have anything to say: it is not asked on every call."""
+    limits: dict[str, str] = getattr(module, "LIMITS", {})
+    some = any(entry.startswith(f"{operation}(") for entry in limits)
+    return some or not hasattr(module, operation) or hasattr(module, "unavailable")
 
 
 def _refusal(backend: str, operation: str, arguments: dict[str, Any], reason: str) -> str:

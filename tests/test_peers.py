@@ -20,9 +20,7 @@ def draw(seed):
     rng = np.random.default_rng(seed)
     Hk, G, D, Dv = (int(rng.integers(1, n)) for n in (4, 4, 70, 70))
     Tq, Tk = int(rng.integers(1, 140)), int(rng.integers(1, 140))
-    q, k, v = (
-        rng.standard_normal((2, h, t, d)) for h, t, d in ((Hk * G, Tq, D), (Hk, Tk, D), (Hk, Tk, Dv))
-    )
+    q, k, v = (rng.standard_normal((2, h, t, d)) for h, t, d in ((Hk * G, Tq, D), (Hk, Tk, D), (Hk, Tk, Dv)))
     options = {"scale": float(rng.normal())} if rng.random() < 0.5 else {}
     kind = rng.choice(["none", "causal", "bool", "bias"])
     if kind == "causal":  # torch aligns the first query with the first key, refattn the last with the last

@@ -55,14 +55,15 @@ class Problem:
         """Query-key pairs in the tiles that are computed."""
         if self.all_visible:
             return float(self.heads) * self.Tq * self.Tk
+        tile = min(LANES, self.Tq) * min(TILE_K, self.Tk)
         per_pattern = np.diff(self.tiles[0]).reshape(-1, max(1, tiles_of(self.Tq))).sum(axis=1)
-        return float(per_pattern[self.mask_of].sum()) * LANES * TILE_K
+        return float(per_pattern[self.mask_of].sum()) * tile
 
     def order(self) -> Array:
         """Return the (head, tile of queries) items, those with the most tiles of keys first: int64 (heads * tiles,)."""
         nq = tiles_of(self.Tq)
         items = np.arange(self.heads * nq)
-        if self.all_visible:
+        if self.all_visible or nq <= 1:
             return items
         counts = np.diff(self.tiles[0])[self.mask_of[items // nq] * nq + items % nq]
         return np.argsort(-counts, kind="stable")

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-SMALL = 2_000_000  # multiply-adds below which waking another thread costs more than it saves
+SMALL = 4_000_000  # multiply-adds below which waking another thread costs more than it saves
 
 _threads = 0
 _pool: ThreadPoolExecutor | None = None

@@ -5,7 +5,7 @@ Press, Smith and Lewis, 2021, arXiv:2108.12409, section 3.
 
 import numpy as np
 
-from refattn.arrays import Array, check_count, check_floats
+from refattn.arrays import Array, check_count, check_floats, check_shape
 
 
 def alibi_slopes(heads: int) -> Array:
@@ -67,6 +67,9 @@ def alibi_bias(slopes: Array, Tq: int, Tk: int) -> Array:
     array([[[-0. , -0.5],
             [-0.5, -0. ]]])
     """
-    check_floats("alibi_bias", 1, slopes=slopes)
+    check_floats("alibi_bias", slopes=slopes)
+    check_shape("alibi_bias", "slopes", slopes, (slopes.size,), "(H,)")
+    for name, count in (("Tq", Tq), ("Tk", Tk)):
+        check_count("alibi_bias", name, count, least=0)
     distance = np.abs(np.arange(Tq)[:, None] + (Tk - Tq) - np.arange(Tk)).astype(slopes.dtype)
     return -slopes[:, None, None] * distance

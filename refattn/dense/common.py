@@ -131,6 +131,8 @@ def _check_mask(operation: str, mask: Any, scores: tuple[int, ...]) -> None:
             raise TypeError(
                 f"{operation}: mask is {got}; wanted a mask value or a bool array, True = may look (floats go to bias=)"
             )
+        if len(mask.shape) < 2:
+            raise ValueError(f"{operation}: mask has shape {mask.shape}; wanted (..., Tq, Tk), axes of 1 allowed")
         check_broadcasts(operation, "mask", mask.shape, scores, "(..., H, Tq, Tk)")
         return
     try:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from refattn.arrays import Array, check_count, check_floats, check_shape, compute_dtype
+from refattn.arrays import FLOATS, Array, check_count, check_floats, check_shape, compute_dtype
 from refattn.dense.attention import attention
 from refattn.dense.common import Bools, check_attention, per_head, visible_pairs
 from refattn.dispatch import dispatched
@@ -189,6 +189,8 @@ class KVCache:
     ) -> None:
         for name, size in (("kv_heads", kv_heads), ("capacity", capacity), ("head_dim", head_dim)):
             check_count("KVCache", name, size)
+        if str(np.dtype(dtype)) not in FLOATS:
+            raise TypeError(f"KVCache: dtype is {np.dtype(dtype)}; wanted one of {', '.join(FLOATS)}")
         v_head_dim = head_dim if v_head_dim is None else v_head_dim
         self._k = np.zeros((*batch, kv_heads, capacity, head_dim), dtype)
         self._v = np.zeros((*batch, kv_heads, capacity, v_head_dim), dtype)

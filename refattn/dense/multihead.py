@@ -36,9 +36,11 @@ def check_multi_head(
     check_count(operation, "heads", heads)
     kv_heads = heads if kv_heads is None else kv_heads
     check_count(operation, "kv_heads", kv_heads)
-    given = {"context": context, "b_q": b_q, "b_k": b_k, "b_v": b_v, "b_o": b_o}
+    given = {"b_q": b_q, "b_k": b_k, "b_v": b_v, "b_o": b_o}
     check_floats(operation, 1, **{name: x for name, x in given.items() if x is not None}, x=x)
     check_floats(operation, 2, x=x, w_q=w_q, w_k=w_k, w_v=w_v, w_o=w_o)
+    if context is not None:
+        check_floats(operation, 2, context=context, x=x)
     source = x if context is None else context
     if source.shape[:-2] != x.shape[:-2]:
         raise ValueError(f"{operation}: x {x.shape} and context {source.shape} differ in their batch axes")

@@ -13,24 +13,35 @@ from refattn.arrays import Array, check_count, check_floats, check_number, compu
 from refattn.dispatch import dispatched
 
 
-def _check(x: Any, positions: Any, *, theta: Any = 10000.0, rotary_dim: Any = None, interleaved: Any = False) -> None:
-    check_floats("rope", 2, x=x)
-    check_number("rope", "theta", theta, above=0)
+def _check(
+    x: Any,
+    positions: Any,
+    *,
+    theta: Any = 10000.0,
+    rotary_dim: Any = None,
+    interleaved: Any = False,
+    operation: str = "rope",
+    name: str = "x",
+) -> None:
+    check_floats(operation, 2, **{name: x})
+    check_number(operation, "theta", theta, above=0)
     rotary_dim = x.shape[-1] if rotary_dim is None else rotary_dim
-    check_count("rope", "rotary_dim", rotary_dim, least=0)
+    check_count(operation, "rotary_dim", rotary_dim, least=0)
     if rotary_dim % 2 or rotary_dim > x.shape[-1]:
-        raise ValueError(f"rope: rotary_dim is {rotary_dim}; wanted an even number up to D = {x.shape[-1]}")
+        raise ValueError(f"{operation}: rotary_dim is {rotary_dim}; wanted an even number up to D = {x.shape[-1]}")
     if getattr(positions, "dtype", None) is None or positions.dtype.kind not in "iu":
-        raise TypeError(f"rope: positions is {getattr(positions, 'dtype', type(positions).__name__)}; wanted integers")
+        got = getattr(positions, "dtype", type(positions).__name__)
+        raise TypeError(f"{operation}: positions is {got}; wanted integers")
     batch = x.shape[:-3]
     if positions.shape not in ((x.shape[-2],), (*batch, x.shape[-2])):
         raise ValueError(
-            f"rope: positions has shape {positions.shape}; wanted ({x.shape[-2]},) = (T,) or {(*batch, x.shape[-2])}"
+            f"{operation}: positions has shape {positions.shape}; "
+            f"wanted ({x.shape[-2]},) = (T,) or {(*batch, x.shape[-2])}"
         )
 
 
 def _check_vjp(dy: Any, positions: Any, **arguments: Any) -> None:
-    _check(dy, positions, **arguments)
+    _check(dy, positions, operation="rope_vjp", name="dy", **arguments)
 
 
 @dispatched(_check)

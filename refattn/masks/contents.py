@@ -217,7 +217,10 @@ class FromFunction(Mask):
     cacheable = False  # what the function reads may change
 
     def see(self, i: Ints, j: Ints, Tq: int, Tk: int) -> Bools:
-        seen = np.asarray(self.function(i, j))
+        try:
+            seen = np.asarray(self.function(i, j))
+        except ValueError as error:
+            raise ValueError(f"from_function: the function failed on i {i.shape}, j {j.shape}: {error}") from error
         if seen.dtype != bool:
             raise TypeError(f"from_function: the function returned {seen.dtype}; wanted bool, True = may look")
         check_broadcasts("from_function", "its result", seen.shape, (i.shape[0], j.shape[0]), "(n, m)")

@@ -50,9 +50,11 @@ def table(reports: list[Report], operations: Sequence[str]) -> str:
 
 def _cell(report: Report, operation: str) -> str:
     passed, failed, limited = (report.count(operation, status) for status in (PASSED, FAILED, LIMITED))
-    worst = max((v.error for v in report.verdicts if v.case.operation == operation), default=0.0)
+    wide = [
+        v.error for v in report.verdicts if v.case.operation == operation and v.case.dtype in ("float32", "float64")
+    ]
     words = [f"{passed} passed"] + [f"{failed} FAILED"] * (failed > 0) + [f"{limited} not covered"] * (limited > 0)
-    return ", ".join(words) + (f" (error {worst:.2f} of the bound)" if passed else "")
+    return ", ".join(words) + (f" (error {max(wide):.2f} of the bound)" if wide else "")
 
 
 def _dot(verdict: Verdict) -> None:

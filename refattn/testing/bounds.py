@@ -7,8 +7,8 @@ No kernel can have a score :math:`s_{ij} = \sum_d q_{id} k_{jd}` to better than 
 
 which the exponential turns into a relative error of the weight p_ij; the sums over keys and queries then add the errors
 up, in absolute values. Each function here returns those sums in units of eps of the dtype of computation. The caller
-grants `SLACK` times as much, for the order of summation and the last digits of exp and tanh, and one rounding to the
-dtype of the result.
+grants `SLACK` times as much, for the order of summation and the last digits of exp and tanh, and half an eps of the
+result's own dtype, for the one rounding at the end.
 
 What nothing visible contributes to has the bound zero: a blind row is exactly 0.
 """
@@ -65,9 +65,10 @@ class Weights:
         sink = np.full((1, 1), -np.inf) if sinks is None else per_head(sinks, s.ndim)
         m = np.maximum(s.max(axis=-1, keepdims=True, initial=-np.inf), sink)
         m = np.where(np.isneginf(m), 0, m)
-        l = np.exp(s - m).sum(axis=-1, keepdims=True) + np.exp(sink - m)
+        p, p_sink = np.exp(s - m), np.exp(sink - m)
+        l = p.sum(axis=-1, keepdims=True) + p_sink
         l = np.where(l == 0, 1, l)
-        self.p, self.p_sink = np.exp(s - m) / l, np.exp(sink - m) / l
+        self.p, self.p_sink = p / l, p_sink / l
         c_sink = 1 + abs(finite(sink))
         self.row = (self.p * c).sum(axis=-1, keepdims=True) + self.p_sink * c_sink + abs(m + np.log(l))  # of lse
         self.p_error = self.p * (c + self.row) + np.where(np.isneginf(s), 0, UNDERFLOW)

@@ -89,7 +89,7 @@ def _compare_leaf(name: str, x: Any, want: Any, dtype: Any, bound: Any, eps: flo
     own_eps, smallest = float(_finfo(x.dtype).eps), float(_finfo(x.dtype).smallest_subnormal)
     with np.errstate(invalid="ignore"):
         error = np.where(special, 0, abs(value - want))
-        allowed = SLACK * eps * np.broadcast_to(bound, x.shape) + own_eps * abs(want) + smallest * (want != 0)
+        allowed = SLACK * eps * np.broadcast_to(bound, x.shape) + own_eps / 2 * abs(want) + smallest * (want != 0)
     share = np.where(error == 0, 0, error / np.where((allowed > 0) & ~special, allowed, smallest))
     place = _place(share == share.max())
     if share[place] > 1:
