@@ -1,4 +1,7 @@
-"""How Sphinx builds these pages: ``sphinx-build -W -b html docs docs/_build/html``, with the extra ``docs``."""
+"""How Sphinx builds these pages: ``sphinx-build -W -b html docs docs/_build/html``, with the extra ``docs``.
+
+Formulas are drawn by MathJax, which the reader's browser fetches.
+"""
 
 import configparser
 from pathlib import Path
@@ -18,4 +21,4 @@ myst_enable_extensions = ["dollarmath", "amsmath"]
 myst_heading_anchors = 3
 
 html_theme = "alabaster"
-html_theme_options = {"description": _setup["metadata"]["description"], "page_width": "72em"}
+html_theme_options = {"description": _setup["metadata"]["description"], "page_width": "84em", "body_max_width": "none"}

@@ -14,7 +14,8 @@ _COMPUTED = {np.dtype(np.float16): np.dtype(np.float32)} | {np.dtype(t): np.dtyp
 
 def compute_dtype(dtype: Any) -> np.dtype[Any]:
     """Return the dtype in which inputs of `dtype` are computed: float32 for the 16-bit ones, else `dtype` itself."""
-    return _COMPUTED.get(dtype) or (np.dtype(np.float32) if str(dtype) == "bfloat16" else np.dtype(dtype))
+    dtype = np.dtype(dtype)
+    return _COMPUTED.get(dtype) or (np.dtype(np.float32) if dtype.name == "bfloat16" else dtype)
 
 
 def check_floats(operation: str, min_ndim: int = 0, **arrays: Any) -> None:

@@ -71,18 +71,29 @@ def pytest_terminal_summary(terminalreporter, config):
             terminalreporter.write_line(f"left out: {len(items)} marked {name}: {LEFT_OUT[name]} ({files})")
 
 
-@pytest.fixture(params=[name for name in dispatch.backends() if name != dispatch.REFERENCE] or ["none"])
-def backend(request):
-    """Each backend that is installed and can run here, but for the reference."""
-    if request.param == "none":
+def _can_run(name):
+    """Return the name, or skip with the reason why the backend cannot run here."""
+    if name is None:
         pytest.skip("no backend but the reference is installed")
     try:
-        reason = getattr(dispatch.load(request.param), "unavailable", lambda: None)()
+        reason = getattr(dispatch.load(name), "unavailable", lambda: None)() if name != dispatch.REFERENCE else None
     except ImportError as error:
         pytest.skip(str(error))
     if reason is not None:
-        pytest.skip(f"backend {request.param} cannot run here: {reason}")
-    return request.param
+        pytest.skip(f"backend {name} cannot run here: {reason}")
+    return name
+
+
+@pytest.fixture(params=[name for name in dispatch.backends() if name != dispatch.REFERENCE] or [None])
+def backend(request):
+    """Each backend that is installed, but for the reference."""
+    return _can_run(request.param)
+
+
+@pytest.fixture(params=dispatch.backends())
+def anywhere(request):
+    """The reference, and each backend that is installed."""
+    return _can_run(request.param)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from refattn_numba.threads import get_num_threads, set_num_threads
 
 RANK = 10
 
-TILES = {name: (64, 128) for name in ("attention", "flash_attention", "attention_split_kv")}
+TILES = dict.fromkeys(("attention", "flash_attention", "attention_split_kv"), (64, 128))
 """Queries and keys of the tiles that are computed whole or not at all."""
 
 LIMITS = {

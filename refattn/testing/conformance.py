@@ -116,8 +116,8 @@ def check_backend(
             if on_verdict is not None:
                 on_verdict(verdict)
     if operations is None:
-        report.complaints += _false_limits(limits)
-    report.complaints += _needless_limits(implementation, limits, report.verdicts)
+        report.complaints += false_limits(limits)
+    report.complaints += needless_limits(implementation, limits, report.verdicts)
     return report
 
 
@@ -169,7 +169,7 @@ def _limit(operation: str, kwargs: dict[str, Any], limits: dict[str, str]) -> st
     return next((key for key in (operation, *(f"{operation}({name})" for name in given)) if key in limits), None)
 
 
-def _false_limits(limits: dict[str, str]) -> list[str]:
+def false_limits(limits: dict[str, str]) -> list[str]:
     """Return what is wrong with entries of LIMITS that name nothing there is."""
     complaints = []
     for key, reason in limits.items():
@@ -182,7 +182,7 @@ def _false_limits(limits: dict[str, str]) -> list[str]:
     return complaints
 
 
-def _needless_limits(implementation: object, limits: dict[str, str], verdicts: list[Verdict]) -> list[str]:
+def needless_limits(implementation: object, limits: dict[str, str], verdicts: list[Verdict]) -> list[str]:
     """Return the entries of LIMITS whose every case works when dispatch does not stand in between."""
     works: dict[str, bool] = {}
     for verdict in verdicts:
