@@ -18,6 +18,7 @@ from refattn.dense.common import (
     per_head,
     repeat_heads,
     select_matmul,
+    sinks_gradient,
     sum_heads,
     sum_to,
     visible_pairs,
@@ -192,8 +193,8 @@ def attention_vjp(
     p, lse = _softmax(s, visible, sinks)
     keep = 1.0 if dropout_mask is None else np.where(dropout_mask, 1 / (1 - dropout_p), 0).astype(compute)
 
-    unseen = visible.swapaxes(-1, -2)
-    dv = select_matmul((p * keep).swapaxes(-1, -2), do, unseen)  # was: o = (p * keep) @ v
+    seen_by = visible.swapaxes(-1, -2)
+    dv = select_matmul((p * keep).swapaxes(-1, -2), do, seen_by)  # was: o = (p * keep) @ v
     dp = np.where(visible, do @ v.swapaxes(-1, -2) * keep, 0)
     pull = (p * dp).sum(axis=-1, keepdims=True)  # what the normalisation takes back: Σ_j p_ij dp_ij
     if dlse is not None:
@@ -201,15 +202,10 @@ def attention_vjp(
     ds = np.where(visible, p * (dp - pull), 0)  # was: p = e^(s - lse)
     ds_product = np.where(visible, scale * slope * ds, 0)  # was: s = softcap(scale * q @ k.T) + bias
     dq = select_matmul(ds_product, k, visible)
-    dk = select_matmul(ds_product.swapaxes(-1, -2), q, unseen)
+    dk = select_matmul(ds_product.swapaxes(-1, -2), q, seen_by)
 
     dbias = None if bias is None else sum_to(ds, bias.shape).astype(bias.dtype)
-    dsinks = None
-    if sinks is not None:
-        p_sink = np.exp(per_head(sinks.astype(compute), s.ndim) - lse[..., None])
-        blind = np.isneginf(lse)[..., None]  # sees no key, and a sink of -inf
-        pulled = np.where(blind, 0, -p_sink * pull)  # ds of the sink, whose value is 0          (..., H, Tq, 1)
-        dsinks = pulled.sum(axis=(-2, -1)).reshape(-1, H).sum(axis=0).astype(sinks.dtype)
+    dsinks = None if sinks is None else sinks_gradient(sinks, lse, pull[..., 0])
     return AttentionGradients(
         dq.astype(dtype), sum_heads(dk, kv_heads).astype(dtype), sum_heads(dv, kv_heads).astype(dtype), dbias, dsinks
     )

@@ -51,6 +51,21 @@ def visible_pairs(mask: "Mask | Bools | None", s: Array) -> Bools:
     return np.broadcast_to(pattern.dense(*s.shape[-2:]), s.shape)
 
 
+def sinks_gradient(sinks: Array, lse: Array, pull: Array) -> Array:
+    """Return the gradient of the sinks (H,): ds = p (0 - pull) with p = e^(sink - lse), since a sink has no value.
+
+    Parameters
+    ----------
+    sinks : array, (H,)
+    lse, pull : array, (..., H, Tq)
+        Log-sum-exp, and what the normalisation takes back from each weight: Σ_j p_ij dp_ij - dlse_i.
+    """
+    sink = sinks.astype(lse.dtype)[:, None] if lse.ndim > 1 else sinks.astype(lse.dtype)
+    blind = np.isneginf(lse)  # sees no key, and a sink of -inf
+    ds = np.where(blind, 0, -np.exp(sink - np.where(blind, 0, lse)) * pull)  # (..., H, Tq)
+    return ds.sum(axis=-1).reshape(-1, len(sinks)).sum(axis=0).astype(sinks.dtype)
+
+
 def select_matmul(p: Array, x: Array, visible: Bools) -> Array:
     """Return p @ x, in which a pair that is not visible adds nothing at all: where x holds NaN or inf, 0·x would.
 

@@ -20,6 +20,7 @@ from refattn.dense.common import (
     per_head,
     repeat_heads,
     select_matmul,
+    sinks_gradient,
     sum_heads,
     sum_to,
 )
@@ -173,12 +174,10 @@ def flash_attention_vjp(
         As given to `flash_attention`.
     o, lse : array, (..., H, Tq, Dv), (..., H, Tq)
         What it returned.
-    mask, bias, scale, softcap, sinks, dropout_mask, dropout_p
-        As given to it.
+    mask, bias, scale, softcap, sinks, dropout_mask, dropout_p, tile_q, tile_k
+        As `flash_attention`.
     dlse : array, (..., H, Tq), optional
         Cotangent of lse.
-    tile_q, tile_k : int
-        Queries and keys per tile.
     backend : str
         Who computes; see `refattn.backends`.
 
@@ -220,8 +219,8 @@ def flash_attention_vjp(
             keep: Array | float = 1.0
             if dropout_mask is not None:
                 keep = np.where(tiles.part(dropout_mask, i, j), 1 / (1 - dropout_p), 0).astype(compute)
-            unseen = visible.swapaxes(-1, -2)
-            dv[..., j, :] += sum_heads(select_matmul((p * keep).swapaxes(-1, -2), do_i, unseen), Hk)
+            seen_by = visible.swapaxes(-1, -2)
+            dv[..., j, :] += sum_heads(select_matmul((p * keep).swapaxes(-1, -2), do_i, seen_by), Hk)
             dp = do_i @ v_j.swapaxes(-1, -2) * keep
             ds = np.where(visible, p * (dp - delta[..., i, :]), 0)
             if bias is not None and dbias is not None:
@@ -229,13 +228,9 @@ def flash_attention_vjp(
                 part += sum_to(ds, part.shape)
             ds_product = np.where(visible, scale * slope * ds, 0)
             dq[..., i, :] += select_matmul(ds_product, k_j, visible)
-            dk[..., j, :] += sum_heads(select_matmul(ds_product.swapaxes(-1, -2), q_i, unseen), Hk)
+            dk[..., j, :] += sum_heads(select_matmul(ds_product.swapaxes(-1, -2), q_i, seen_by), Hk)
 
-    dsinks = None
-    if sinks is not None:
-        p_sink = np.exp(per_head(sinks.astype(compute), q.ndim) - np.where(blind, 0, lse))
-        pulled = np.where(blind, 0, -p_sink * delta)
-        dsinks = pulled.sum(axis=(-2, -1)).reshape(-1, H).sum(axis=0).astype(sinks.dtype)
+    dsinks = None if sinks is None else sinks_gradient(sinks, lse[..., 0], delta[..., 0])
     if bias is not None and dbias is not None:
         dbias = dbias.astype(bias.dtype)
     return AttentionGradients(dq.astype(dtype), dk.astype(dtype), dv.astype(dtype), dbias, dsinks)

@@ -189,10 +189,8 @@ def multi_head_attention_vjp(
     ----------
     do : array, (..., Tq, d_out)
         Cotangent of the result, in the dtype of x.
-    x, w_q, w_k, w_v, w_o, heads, kv_heads, context, b_q, b_k, b_v, b_o
+    x, w_q, ..., dropout_p
         As given to `multi_head_attention`.
-    mask, bias, scale, softcap, sinks, dropout_mask, dropout_p
-        As given to it.
     backend : str
         Who computes; see `refattn.backends`.
 

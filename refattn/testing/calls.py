@@ -242,7 +242,7 @@ def _heads_vjp(name: str, rng: Rng, dtype: Any) -> Call:
 
 
 def _own(table: dict[str, Any], build: Callable[[str, Rng, Any], Call]) -> Family:
-    return Family(tuple(table), build, tuple(table), tuple(table)[:8])
+    return Family(tuple(table), build, sixteen=tuple(table), quick=tuple(table))
 
 
 _BACKWARD = ("causal+dlse", "blind_rows_sinks+dlse", "dropout_everything+dlse", "grouped_6_2+dlse")

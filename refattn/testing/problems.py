@@ -150,6 +150,7 @@ PROBLEMS: dict[str, Problem] = {
     "bias_of_heads": Problem(bias=(4, 1, 1), mask="causal()"),
     "bias_of_sequences": Problem(bias=(2, 1, 1, 65), mask="causal()"),
     "bias_of_one": Problem(bias=(1, 1, 1, 1)),
+    "bias_of_one_axis": Problem(bias=(65,)),
     "bias_number": Problem(bias=()),
     "bias_minus_inf": Problem(bias=(4, 65, 65), values=values.bias_minus_inf),
     "bias_all_low": Problem(bias=(65, 65), values=values.put("bias", -1e4, ...)),
