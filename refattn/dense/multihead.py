@@ -189,15 +189,17 @@ def multi_head_attention_vjp(
     ----------
     do : array, (..., Tq, d_out)
         Cotangent of the result, in the dtype of x.
-    x, w_q, ..., dropout_p
+    x, w_q, w_k, w_v, w_o, heads, kv_heads, context, b_q, b_k, b_v, b_o
         As given to `multi_head_attention`.
+    mask, bias, scale, softcap, sinks, dropout_mask, dropout_p
+        As given to it.
     backend : str
         Who computes; see `refattn.backends`.
 
     Returns
     -------
     MultiHeadGradients
-        One per input; without a context, dx holds what came by way of the keys and values too.
+        Without a context, dx holds what came by way of the keys and values too.
 
     Raises
     ------
