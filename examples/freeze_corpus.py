@@ -45,10 +45,10 @@ def main(arguments: list[str] | None = None) -> None:
     out = parser.parse_args(arguments).out
     files = collect(ROOT)
     text = "\n\n".join(f"# file: {name}\n{content}" for name, content in files.items()) + "\n"
-    assert set(text) <= {"\n", *map(chr, range(32, 127)), *MATHEMATICAL}
     out.write_text(text, encoding="utf-8", newline="\n")
     digest = hashlib.sha256(text.encode()).hexdigest()
     print(f"{out}: {len(files)} files, {len(text)} characters, {len(set(text))} different, sha256 {digest[:16]}")
+    assert set(text) <= {"\n", *map(chr, range(32, 127)), *MATHEMATICAL}
 
 
 if __name__ == "__main__":

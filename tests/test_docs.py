@@ -1,9 +1,8 @@
-"""The pages and the examples: nothing points nowhere, nothing is unreachable, everything that can run runs."""
+"""The pages: nothing points nowhere, nothing is unreachable, nothing that is there is left out."""
 
 import ast
 import importlib.util
 import re
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -16,13 +15,6 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 PROSE = [*PAGES, *sorted(ROOT.glob("*.md"))]
-EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
-TESTED_ELSEWHERE = {  # they take arguments, minutes, or write into the package
-    "embed_text.py": "tests/models/test_minilm.py",
-    "freeze_corpus.py": "tests/models/test_corpus.py",
-    "generate_text.py": "tests/models/test_gpt.py",
-    "train_gpt.py": "tests/models/test_gpt.py",
-}
 
 
 def name_of(path):
@@ -101,30 +93,9 @@ def test_every_export_is_on_a_page():
     assert [name for name in refattn.__all__ if f"`{name}`" not in text] == []
 
 
-def test_every_example_has_a_test():
-    assert EXAMPLES
-    for script, file in TESTED_ELSEWHERE.items():
-        assert (ROOT / "examples" / script).exists() and script.removesuffix(".py") in (ROOT / file).read_text(), script
-
-
-@pytest.mark.parametrize("script", EXAMPLES, ids=name_of)
-def test_every_example_says_what_it_shows_and_asserts_it(script):
-    tree = ast.parse(script.read_text(encoding="utf-8"))
-    assert ast.get_docstring(tree)
-    assert any(isinstance(node, ast.Assert) for node in ast.walk(tree))
-
-
-@pytest.mark.parametrize("script", [path for path in EXAMPLES if path.name not in TESTED_ELSEWHERE], ids=name_of)
-def test_the_example_runs(script, capsys):
-    lines = script.read_text(encoding="utf-8").splitlines()
-    assert 10 <= len(lines) <= 40
-    before = refattn.backends()
-    try:
-        runpy.run_path(str(script), run_name="__main__")
-    finally:
-        for name in set(refattn.backends()) - set(before):
-            refattn.unregister(name)
-    assert len(capsys.readouterr().out.splitlines()) >= 3
+def test_every_example_is_on_a_page():
+    text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+    assert [path.name for path in (ROOT / "examples").glob("*.py") if f"examples/{path.name}" not in text] == []
 
 
 @pytest.mark.slow

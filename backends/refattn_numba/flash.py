@@ -132,7 +132,7 @@ def gradients(
         return np.zeros(q.shape, dtype), np.zeros(k.shape, dtype), np.zeros(v.shape, dtype), dbias
     q, do = _padded(q, dtype), _padded(do, dtype)
     Dp, Dvp = q.shape[-1], do.shape[-1]
-    chunks = max(1, min(8, 32 // max(key_heads, 1), -(-call.Tk // (2 * TILE_K))))
+    chunks = min(4, -(-call.Tk // (4 * TILE_K)))  # of Tk alone: a sequence's sums do not depend on its batch mates
     inputs = (*(flat(x, dtype) for x in (do, q, k, v, lse, delta)),)
     sizes = (Dp, Dvp, call.H, call.Hk, call.Tq, call.Tk, call.D, call.Dv, call.scale, call.softcap)
     tables = (

@@ -30,10 +30,11 @@ def parse(text: str) -> Mask:
     causal() & (window(255, 0) | global_tokens([0]))
     """
     try:
-        tree = ast.parse(text.strip(), mode="eval")
+        return _mask(ast.parse(text.strip(), mode="eval").body, text)
+    except (MemoryError, RecursionError):
+        raise ValueError(f"mask {text[:40]!r}...: nested too deep to be read") from None
     except SyntaxError as error:
         raise ValueError(f"mask {text!r}: not an expression of masks, {error.msg} at column {error.offset}") from None
-    return _mask(tree.body, text)
 
 
 def _mask(node: ast.expr, text: str) -> Mask:
@@ -54,7 +55,7 @@ def _mask(node: ast.expr, text: str) -> Mask:
     try:
         args = [ast.literal_eval(argument) for argument in node.args]
         kwargs = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in node.keywords}
-    except ValueError:
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         raise ValueError(f"{where}: the arguments of {name} must be plain numbers, lists or None") from None
     try:
         return PATTERNS[name](*args, **kwargs)

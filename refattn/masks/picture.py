@@ -1,5 +1,6 @@
 """Masks drawn in characters: a row per query, a column per key."""
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -43,4 +44,4 @@ def _shares(mask: "Mask", Tq: int, Tk: int, step: int) -> "np.ndarray[tuple[int,
     seen[partial] = np.bitwise_count(blocks.bits[blocks.partial[partial]]).sum(axis=(-2, -1))
     shares = np.zeros((len(blocks.rows) - 1, blocks.shape[1]))
     shares[blocks._row_of_tile(), blocks.columns] = seen / (heights * widths)
-    return shares.reshape(-1, *blocks.shape)
+    return shares.reshape(math.prod(blocks.lead), *blocks.shape)

@@ -32,6 +32,7 @@ for dtype in (np.float32, np.float64):
 """
 
 
+@pytest.mark.slow  # each compiles the kernels anew
 @pytest.mark.parametrize(
     ("features", "want"),
     [({"avx2": True}, (32, 16)), ({"neon": True}, (16, 32)), ({}, (16, 16)), ({"avx512f": True}, (64, 32))],

@@ -135,7 +135,7 @@ def table(rows, machine):
         lines.append(
             f"| {entry['problem']} | {ours * 1e3:.2f} ms | {entry['flops'] / ours / 1e9:.0f} | {' | '.join(cells)} |"
         )
-    return "\n".join([*lines, "", machine, ""])
+    return "\n".join(["# Attention on the CPU", "", *lines, "", machine, ""])
 
 
 def main():
@@ -159,7 +159,7 @@ def main():
         what = "causal" if causal else f"window {window}" if window else "dense"
         label = f"{'forward + backward' if backward else 'forward'}, {what}, H {H}, Hk {Hk}, T {T}, D {D}"
         rows.append(row(label, flops, measure(found, options.seconds)))
-        print(table(rows[-1:], "").splitlines()[2], flush=True)
+        print(table(rows[-1:], "").splitlines()[4], flush=True)
     machine = "; ".join(facts(["numba", "torch"]).values()) + f"; float32, {options.seconds:g} s a problem."
     if options.out:
         options.out.with_suffix(".json").write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
