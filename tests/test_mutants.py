@@ -250,7 +250,8 @@ def attend_vjp(
     if sinks is not None:
         p_sink = np.exp(per_head(sinks.astype(compute), s.ndim) - lse[..., None])
         pulled = np.where(np.isneginf(lse)[..., None], 0, p_sink * pull) * (1 if "dsinks" in wrong else -1)
-        dsinks = pulled.sum(axis=(-2, -1)).reshape(-1, sinks.size).sum(axis=0).astype(sinks.dtype)
+        each = np.atleast_1d(pulled.sum(axis=(-2, -1)))  # (..., H)
+        dsinks = each.sum(axis=tuple(range(each.ndim - 1))).astype(sinks.dtype)
     first = wrong == "dk of the first head of a group"
     dk, dv = grouped(dk, kv_shape, first), grouped(dv, value_shape, False)
     dbias = None if bias is None else dbias.astype(bias.dtype)

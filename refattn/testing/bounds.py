@@ -89,12 +89,13 @@ class Weights:
         ds = self.p_error * (dp + pull) + self.p * (dp + pull_error)
         product = self.scale * (self.slope * ds + self.slope_error * self.p * (dp + pull))
         dsinks = self.sink_error * pull + self.p_sink * pull_error  # (..., H, Tq, 1)
+        dsinks = dsinks if dsinks.ndim > 2 else dsinks[None]
         return AttentionGradients(
             product @ k,
             sum_heads(product.swapaxes(-1, -2) @ q, self.Hk),
             sum_heads((self.p_error * self.keep).swapaxes(-1, -2) @ do, self.Hk),
             None if bias is None else sum_to(ds, bias.shape),
-            None if sinks is None else dsinks.sum(axis=(-2, -1)).reshape(-1, self.H).sum(axis=0),
+            None if sinks is None else sum_to(dsinks, (self.H, 1, 1)).reshape(self.H),
         )
 
 

@@ -21,8 +21,9 @@ class Problem:
 
     batch: tuple[int, ...] = (2,)
     H: int = 4
-    """Query heads; 0 leaves the head axis out: 2-D input."""
     Hk: int = 2
+    head_axis: bool = True
+    """False leaves it out: 2-D input."""
     Tq: int = 65
     Tk: int = 65
     D: int = 16
@@ -44,7 +45,7 @@ class Problem:
 
 def draw(problem: Problem, rng: Rng, dtype: Any) -> tuple[Inputs, Inputs]:
     """Return the arrays (q, k, v, do, dlse, bias, sinks, dropout_mask) and the other keywords of one problem."""
-    p, heads, kv_heads = problem, (problem.H,) if problem.H else (), (problem.Hk,) if problem.H else ()
+    p, heads, kv_heads = problem, (problem.H,) * problem.head_axis, (problem.Hk,) * problem.head_axis
     x: Inputs = {
         "q": rng.normal(size=(*p.batch, *heads, p.Tq, p.D)),
         "k": rng.normal(size=(*p.batch, *kv_heads, p.Tk, p.D)),
@@ -55,7 +56,7 @@ def draw(problem: Problem, rng: Rng, dtype: Any) -> tuple[Inputs, Inputs]:
     if p.bias is not None:
         x["bias"] = rng.normal(size=p.bias)
     if p.sinks:
-        x["sinks"] = rng.normal(size=p.H or 1)
+        x["sinks"] = rng.normal(size=p.H)
     options = dict(p.options)
     if p.dropout is not None:
         x["dropout_mask"] = rng.random(p.dropout) < 0.7
@@ -82,8 +83,8 @@ BEYOND = (0, slice(None), slice(40, None))
 PROBLEMS: dict[str, Problem] = {
     "plain": Problem(),
     "causal": Problem(mask="causal()"),
-    "one_head_2d": Problem(batch=(), H=0, Hk=0),
-    "one_head_2d_causal_sinks": Problem(batch=(), H=0, Hk=0, mask="causal()", sinks=True),
+    "one_head_2d": Problem(batch=(), H=1, Hk=1, head_axis=False),
+    "one_head_2d_causal_sinks": Problem(batch=(), H=1, Hk=1, head_axis=False, mask="causal()", sinks=True),
     "no_batch_3d": Problem(batch=(), mask="causal()"),
     "two_batch_axes_5d": Problem(batch=(2, 3), Tq=17, Tk=33, mask="causal()"),
     "grouped_6_2": Problem(H=6, Hk=2, mask="causal()"),
@@ -106,6 +107,8 @@ PROBLEMS: dict[str, Problem] = {
     "no_keys_causal_sinks": Problem(Tk=0, mask="causal()", sinks=True),
     "no_queries": Problem(Tq=0),
     "no_queries_causal": Problem(Tq=0, mask="causal()", bias=(4, 0, 65)),
+    "no_query_heads": Problem(H=0, mask="causal()", sinks=True),
+    "no_width_of_values": Problem(Dv=0, mask="causal()", sinks=True),
     "no_batch_entries": Problem(batch=(0,), mask="causal()"),
     "causal_top_left": Problem(Tq=33, mask="causal(0)"),
     "causal_offset": Problem(mask="causal(-7)"),
@@ -201,6 +204,11 @@ PROBLEMS: dict[str, Problem] = {
     ),
     "nan_queries_blind": Problem(
         mask=values.some_rows_blind,
+        values=values.each(*(values.put(x, NAN, (..., [0, 5, 63, 64], slice(None))) for x in ("q", "do"))),
+    ),
+    "nan_queries_blind_sinks": Problem(
+        mask=values.some_rows_blind,
+        sinks=True,
         values=values.each(*(values.put(x, NAN, (..., [0, 5, 63, 64], slice(None))) for x in ("q", "do"))),
     ),
     "nan_bias_unseen": Problem(mask="causal()", bias=(4, 65, 65), values=values.bias_nan_above),
