@@ -247,6 +247,7 @@ def _announced() -> dict[str, EntryPoint]:
 def _install_hint(entry: EntryPoint) -> str:
     if entry.dist is None:
         return "Install the package it needs."
-    extras = entry.dist.metadata.get_all("Provides-Extra") or []
-    target = f"{entry.dist.name}[{entry.name}]" if entry.name in extras else entry.dist.name
+    extras = [extra.replace("_", "-") for extra in entry.dist.metadata.get_all("Provides-Extra") or []]
+    extra = entry.name.replace("_", "-")
+    target = f"{entry.dist.name}[{extra}]" if extra in extras else entry.dist.name
     return f'Install what it needs: python -m pip install "{target}"'

@@ -44,6 +44,7 @@ ATTENTION = {
     "heads of k and v differ": ({"v": x(2, 4, 7, 6)}, ValueError, "k and v must have the same number of heads"),
     "Hk does not divide H": ({"q": x(2, 3, 5, 8)}, ValueError, "3 query heads cannot share 2 key heads"),
     "more key heads": ({"q": x(2, 1, 5, 8)}, ValueError, "1 query heads cannot share 2"),
+    "no query heads": ({"q": x(2, 0, 5, 8)}, ValueError, "0 query heads cannot share 2"),
     "no key heads": ({"k": x(2, 0, 7, 8), "v": x(2, 0, 7, 6)}, ValueError, "4 query heads cannot share 0"),
     "mask is float": ({"mask": x(5, 7)}, TypeError, r"mask is float64; wanted .*floats go to bias="),
     "mask is int": ({"mask": x(5, 7, dtype=np.int8)}, TypeError, "mask is int8"),

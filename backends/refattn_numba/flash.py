@@ -102,7 +102,10 @@ def pull_back(
 ) -> AttentionGradients:
     """Return the gradients in the dtypes of their inputs; o and lse may be more precise than those."""
     dtype = call.dtype
-    delta = np.einsum("...d,...d->...", do.astype(dtype, copy=False), o.astype(dtype, copy=False))  # Σ_d do_id o_id
+    do_o = do.astype(dtype, copy=False) * o.astype(dtype, copy=False)
+    delta = do_o.sum(axis=-1)  # Σ_d do_id o_id
+    if not np.isfinite(delta).all():
+        delta = np.where(o == 0, 0, do_o).sum(axis=-1)  # select: a blind row's do may be NaN
     if dlse is not None:
         delta = delta - dlse.astype(dtype)
     lse = lse.astype(dtype, copy=False)
@@ -164,8 +167,8 @@ def gradients(
         items = len(dbias) * (tiles_of(call.Tq) if dbias.shape[1] > 1 else 1)
         run(backward_bias, items, work, space, dtype, dbias, *inputs, *sizes, *tables)
     dq = (dq[0] if chunks == 1 else dq.sum(axis=0)) * dtype.type(call.scale)
-    dk = dk.reshape(-1, Dp)[:, : call.D] * dtype.type(call.scale)
-    return dq, dk, dv.reshape(-1, Dvp)[:, : call.Dv], dbias
+    dk = dk.reshape(key_heads * call.Tk, Dp)[:, : call.D] * dtype.type(call.scale)
+    return dq, dk, dv.reshape(key_heads * call.Tk, Dvp)[:, : call.Dv], dbias
 
 
 def _padded(x: Array, dtype: Any) -> Array:

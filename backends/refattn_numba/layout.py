@@ -121,18 +121,25 @@ def problem(
         all_visible=pattern is None,
         tiles=tiles,
         mask_of=mask_of,
-        bias=bias_planes,
+        bias=read_only(bias_planes),
         bias_of=bias_of,
-        keep=keep_planes,
+        keep=read_only(keep_planes),
         keep_of=keep_of,
         keep_scale=float(1 / (1 - dropout_p)),
-        sinks=np.zeros(0, dtype) if sinks is None else np.ascontiguousarray(sinks, dtype),
+        sinks=flat(np.zeros(0) if sinks is None else sinks, dtype),
     )
 
 
 def flat(x: Array, dtype: Any) -> Array:
-    """Return the numbers of `x` one after another in `dtype`; a view where that needs no copy."""
-    return np.ascontiguousarray(x, dtype=dtype).reshape(-1)
+    """Return the numbers of `x` one after another in `dtype`, read-only; a view where that needs no copy."""
+    return read_only(np.ascontiguousarray(x, dtype=dtype).reshape(-1))
+
+
+def read_only(x: Array) -> Array:
+    """Return a view that cannot be written: to Numba another type, so all inputs are made alike and compiled once."""
+    x = x.view()
+    x.flags.writeable = False
+    return x
 
 
 @lru_cache(maxsize=16)

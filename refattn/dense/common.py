@@ -117,7 +117,7 @@ def check_attention(
     if k.shape[-3:-2] != v.shape[-3:-2]:
         raise ValueError(f"{operation}: k and v must have the same number of heads: {shapes}")
     H, Hk = (q.shape[-3], k.shape[-3]) if q.ndim > 2 else (1, 1)
-    if Hk == 0 or H % Hk:
+    if H == 0 or Hk == 0 or H % Hk:
         raise ValueError(f"{operation}: {H} query heads cannot share {Hk} key heads evenly: {shapes}")
     scores = (*q.shape[:-1], k.shape[-2])
     _check_mask(operation, mask, scores)

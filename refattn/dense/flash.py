@@ -204,7 +204,8 @@ def flash_attention_vjp(
     tiles = Tiles(q, k, mask, bias, dropout_mask, tile_q, tile_k)
     lse = lse.astype(compute)[..., None]
     blind = np.isneginf(lse)
-    delta = (do.astype(compute) * o.astype(compute)).sum(axis=-1, keepdims=True)  # Σ_d do_id o_id
+    do_o = np.where(o == 0, 0, do.astype(compute) * o.astype(compute))  # select: a blind row's do may be NaN
+    delta = do_o.sum(axis=-1, keepdims=True)  # Σ_d do_id o_id
     if dlse is not None:
         delta = delta - dlse.astype(compute)[..., None]
     dq, dk, dv = (np.zeros(x.shape, compute) for x in (q, k, v))

@@ -88,9 +88,9 @@ class Window(Mask):
         return seen
 
     def spans(self, Tq: int, Tk: int) -> tuple[Ints, Ints]:
-        position = np.arange(Tq) + (Tk - Tq)
-        start = np.zeros(Tq, np.int64) if self.left is None else np.clip(position - self.left, 0, Tk)
-        stop = np.full(Tq, Tk) if self.right is None else np.clip(position + self.right + 1, 0, Tk)
+        position, most = np.arange(Tq) + (Tk - Tq), Tq + Tk
+        start = np.zeros(Tq, np.int64) if self.left is None else np.clip(position - min(self.left, most), 0, Tk)
+        stop = np.full(Tq, Tk) if self.right is None else np.clip(position + min(self.right, most) + 1, 0, Tk)
         return start, stop
 
     def __repr__(self) -> str:

@@ -107,7 +107,6 @@ PROBLEMS: dict[str, Problem] = {
     "no_keys_causal_sinks": Problem(Tk=0, mask="causal()", sinks=True),
     "no_queries": Problem(Tq=0),
     "no_queries_causal": Problem(Tq=0, mask="causal()", bias=(4, 0, 65)),
-    "no_query_heads": Problem(H=0, mask="causal()", sinks=True),
     "no_width_of_values": Problem(Dv=0, mask="causal()", sinks=True),
     "no_batch_entries": Problem(batch=(0,), mask="causal()"),
     "causal_top_left": Problem(Tq=33, mask="causal(0)"),
