@@ -177,6 +177,9 @@ def extra_bytes(call: Callable[[], Any]) -> int:
     return max(0, peak - before - sum(x.nbytes for x in (result if isinstance(result, tuple) else (result,))))
 
 
+REST = 0.04  # seconds before each timed call: the threads of a BLAS keep a core busy for a while after their work
+
+
 def time_rounds(problem: Problem, rows: list[Row], seconds: float, seed: int, tick: Tick) -> int:
     """Time one call of each row per round, in an order drawn anew each time; return the number of rounds."""
     rng = random.Random(seed)
@@ -187,6 +190,7 @@ def time_rounds(problem: Problem, rows: list[Row], seconds: float, seed: int, ti
         for row in rng.sample(running, len(running)):
             call = _call(problem, row)
             with _failing(row):
+                time.sleep(REST)
                 start = time.perf_counter()
                 call()
                 row.seconds.append(time.perf_counter() - start)

@@ -3,7 +3,7 @@
     python tests/benchmarks/cpu_attention.py --seconds 4 --out docs/results/cpu_attention
 
 Each problem is first checked against the reference in float64 and not timed if that fails. Then every round runs every
-candidate once, in a fresh random order; the table gives medians, and ratios are medians over the rounds of
+candidate once, after a short rest, in a fresh random order; the table gives medians, and ratios are medians over the rounds of
 (time of the other) / (time of ours), with their quartiles.
 """
 
@@ -37,6 +37,7 @@ FORWARD = [
 ]
 BACKWARD = [(8, 8, 512, 64, True), (8, 8, 2048, 64, False), (8, 8, 2048, 64, True), (8, 2, 2048, 128, True)]
 WINDOWS = [(4, 4, 16384, 64, 256)]
+REST = 0.04  # seconds before each timed call: the threads of BLAS and OpenMP keep a core busy after their work
 REFERENCE_LIMIT = 4096  # the reference keeps whole score matrices
 
 
@@ -108,6 +109,7 @@ def measure(found, seconds):
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(times["numba"]) < 5:
         for name in random.sample(sorted(found), len(found)):
+            time.sleep(REST)
             start = time.perf_counter()
             found[name]()
             times[name].append(time.perf_counter() - start)

@@ -2,7 +2,13 @@ import numpy as np
 import pytest
 
 from refattn import dispatch
-from refattn.cli import judge
+from refattn.cli import judge, measure
+
+
+@pytest.fixture(autouse=True)
+def no_rest(monkeypatch):
+    """Tests judge no times."""
+    monkeypatch.setattr(measure, "REST", 0.0)
 
 
 @pytest.fixture
