@@ -5,9 +5,9 @@ A mask knows nothing about data. It answers questions about a problem of Tq quer
 Read `algebra` first, then `positions` and `contents`.
 """
 
-from refattn.masks.algebra import Mask, as_mask
+from refattn.masks.algebra import Mask
 from refattn.masks.blocks import EMPTY, FULL, PARTIAL, Blocks
-from refattn.masks.contents import document, from_array, from_function, global_tokens, padding
+from refattn.masks.contents import as_mask, document, from_array, from_function, global_tokens, padding
 from refattn.masks.parse import parse
 from refattn.masks.positions import causal, window
 

@@ -100,8 +100,8 @@ class Mask:
 
 
 @dataclass(frozen=True, repr=False)
-class And(Mask):
-    """What both masks let through."""
+class Both(Mask):
+    """Two masks that are asked together."""
 
     left: Mask
     right: Mask
@@ -113,6 +113,14 @@ class And(Mask):
     @property
     def cacheable(self) -> bool:  # type: ignore[override]
         return self.left.cacheable and self.right.cacheable
+
+    def check(self, Tq: int, Tk: int) -> None:
+        self.left.check(Tq, Tk)
+        self.right.check(Tq, Tk)
+
+
+class And(Both):
+    """What both masks let through."""
 
     def see(self, i: Ints, j: Ints, Tq: int, Tk: int) -> Bools:
         return self.left.see(i, j, Tq, Tk) & self.right.see(i, j, Tq, Tk)
@@ -128,28 +136,12 @@ class And(Mask):
         some_too, every_too = self.right.tiles(Tq, Tk, block_q, block_k)
         return some & some_too, every & every_too
 
-    def check(self, Tq: int, Tk: int) -> None:
-        self.left.check(Tq, Tk)
-        self.right.check(Tq, Tk)
-
     def __repr__(self) -> str:
         return f"{_nested(self.left)} & {_nested(self.right)}"
 
 
-@dataclass(frozen=True, repr=False)
-class Or(Mask):
+class Or(Both):
     """What either mask lets through."""
-
-    left: Mask
-    right: Mask
-
-    @property
-    def lead(self) -> tuple[int, ...]:  # type: ignore[override]
-        return np.broadcast_shapes(self.left.lead, self.right.lead)
-
-    @property
-    def cacheable(self) -> bool:  # type: ignore[override]
-        return self.left.cacheable and self.right.cacheable
 
     def see(self, i: Ints, j: Ints, Tq: int, Tk: int) -> Bools:
         return self.left.see(i, j, Tq, Tk) | self.right.see(i, j, Tq, Tk)
@@ -158,10 +150,6 @@ class Or(Mask):
         some, every = self.left.tiles(Tq, Tk, block_q, block_k)
         some_too, every_too = self.right.tiles(Tq, Tk, block_q, block_k)
         return some | some_too, every | every_too
-
-    def check(self, Tq: int, Tk: int) -> None:
-        self.left.check(Tq, Tk)
-        self.right.check(Tq, Tk)
 
     def __repr__(self) -> str:
         return f"{_nested(self.left)} | {_nested(self.right)}"
@@ -197,10 +185,3 @@ class Not(Mask):
 
 def _nested(mask: Mask) -> str:
     return f"({mask!r})" if isinstance(mask, And | Or) else repr(mask)
-
-
-def as_mask(mask: "Mask | Bools | None") -> Mask | None:
-    """Return a mask value for what an operation's ``mask=`` accepts: a mask, a bool array (..., Tq, Tk), or None."""
-    from refattn.masks.contents import from_array  # which builds on this file
-
-    return mask if mask is None or isinstance(mask, Mask) else from_array(mask)

@@ -228,3 +228,8 @@ class FromFunction(Mask):
 
     def __repr__(self) -> str:
         return f"from_function({getattr(self.function, '__name__', self.function)!s})"
+
+
+def as_mask(mask: Mask | Bools | None) -> Mask | None:
+    """Return a mask value for what an operation's ``mask=`` accepts: a mask, a bool array (..., Tq, Tk), or None."""
+    return mask if mask is None or isinstance(mask, Mask) else from_array(mask)

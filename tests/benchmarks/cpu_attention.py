@@ -3,8 +3,8 @@
     python tests/benchmarks/cpu_attention.py --seconds 4 --out docs/results/cpu_attention
 
 Each problem is first checked against the reference in float64 and not timed if that fails. Then every round runs every
-candidate once, after a short rest, in a fresh random order; the table gives medians, and ratios are medians over the rounds of
-(time of the other) / (time of ours), with their quartiles.
+candidate once, after a short rest, in a fresh random order; the table gives medians, and ratios are medians over the
+rounds of (time of the other) / (time of ours), with their quartiles.
 """
 
 import argparse
