@@ -16,10 +16,12 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache, wraps
-from importlib.metadata import EntryPoint, entry_points
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -234,7 +236,9 @@ def _refusal(backend: str, operation: str, arguments: dict[str, Any], reason: st
 
 
 @cache
-def _announced() -> dict[str, EntryPoint]:
+def _announced() -> "dict[str, EntryPoint]":
+    from importlib.metadata import entry_points  # a third of this package's import time
+
     found: dict[str, EntryPoint] = {}
     for entry in entry_points(group=GROUP):
         if found.setdefault(entry.name, entry).value != entry.value:
@@ -244,7 +248,7 @@ def _announced() -> dict[str, EntryPoint]:
     return found
 
 
-def _install_hint(entry: EntryPoint) -> str:
+def _install_hint(entry: "EntryPoint") -> str:
     if entry.dist is None:
         return "Install the package it needs."
     extras = [extra.replace("_", "-") for extra in entry.dist.metadata.get_all("Provides-Extra") or []]

@@ -252,7 +252,7 @@ def test_a_missing_package_says_what_to_install(monkeypatch):
 
 def test_two_packages_cannot_announce_one_name(monkeypatch):
     entries = [SimpleNamespace(name="x", value="a"), SimpleNamespace(name="x", value="b")]
-    monkeypatch.setattr(dispatch, "entry_points", lambda group: entries)
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: entries)
     dispatch._announced.cache_clear()
     try:
         with pytest.raises(LookupError, match="two packages announce a backend 'x': a, b"):

@@ -6,13 +6,15 @@ and `tiles`, bounds that decide most tiles of the score matrix without looking i
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import scipy.sparse
 from numpy.typing import NDArray
 
 from refattn.masks import blocks, picture
+
+if TYPE_CHECKING:
+    import scipy.sparse
 
 Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]

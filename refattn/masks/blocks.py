@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import scipy.sparse
 from numpy.typing import NDArray
 
 from refattn.arrays import check_count
 
 if TYPE_CHECKING:
+    import scipy.sparse
+
     from refattn.masks.algebra import Mask
 
 Bools = NDArray[np.bool_]
@@ -64,6 +65,8 @@ class Blocks:
 
     def to_scipy(self) -> "scipy.sparse.csr_array[Any]":
         """Return the pattern as a SciPy CSR array of bools (Tq, Tk)."""
+        import scipy.sparse  # takes longer than all of this package
+
         row, heights, widths = self._row_of_tile(), *self._extents()
         i, j = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
         for tile, (r, c) in enumerate(zip(row, self.columns, strict=True)):
