@@ -21,7 +21,7 @@ def compute_dtype(dtype: Any) -> np.dtype[Any]:
 def check_floats(operation: str, min_ndim: int = 0, **arrays: Any) -> None:
     """Raise unless every named array is a float array of at least `min_ndim` axes and all share one dtype."""
     for name, x in arrays.items():
-        if not hasattr(x, "shape") or not hasattr(x, "dtype"):
+        if not hasattr(x, "shape") or not hasattr(x, "dtype") or isinstance(x, np.ma.MaskedArray):
             raise TypeError(f"{operation}: {name} must be an array, got {type(x).__name__}")
         if x.dtype not in _COMPUTED and str(x.dtype) not in FLOATS:  # asking for a name takes its time
             raise TypeError(f"{operation}: {name} has dtype {x.dtype}; wanted one of {', '.join(FLOATS)}")

@@ -53,9 +53,10 @@ def dispatched(check: Callable[..., None]) -> Callable[[Callable[P, R]], Callabl
 
         @wraps(reference)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
-            backend = kwargs.pop("backend", None) or _default.get()
+            given: Any = kwargs.pop("backend", None)
+            backend = _default.get() if given is None else given
             if backend != REFERENCE:
-                known(str(backend))
+                known(backend)
             if not kwargs.keys() <= keywords:
                 _bind(name, args, kwargs)
             try:
@@ -71,12 +72,12 @@ def dispatched(check: Callable[..., None]) -> Callable[[Callable[P, R]], Callabl
                 # What the reference calls inside is the reference too; NaN and infinities are values like any other.
                 with use_backend(REFERENCE), np.errstate(all="ignore"):
                     return reference(*args, **kwargs)
-            implementation = load(str(backend))
+            implementation = load(backend)
             if _may_refuse(implementation, name):
                 arguments = _bind(name, args, kwargs)
-                reason = why_not(str(backend), name, arguments)
+                reason = why_not(backend, name, arguments)
                 if reason is not None:
-                    raise Unsupported(_refusal(str(backend), name, arguments, reason))
+                    raise Unsupported(_refusal(backend, name, arguments, reason))
             with np.errstate(all="ignore"):
                 return getattr(implementation, name)(*args, **kwargs)
 
@@ -96,7 +97,9 @@ def register(name: str, backend: object) -> None:
         Anything with functions named as the operations; see the module's docstring.
     """
     if name in (REFERENCE, AUTO):
-        raise ValueError(f"the name {name!r} is taken")
+        raise ValueError(f"register: the name {name!r} is taken")
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"register: name is {name!r}; wanted a text")
     _registered[name] = backend
 
 
@@ -129,7 +132,9 @@ def use_backend(name: str) -> Iterator[None]:
 
 def known(name: str) -> None:
     """Raise LookupError unless `name` is a backend's name or "auto"."""
-    if name not in (REFERENCE, AUTO) and name not in _registered and name not in _announced():
+    if not isinstance(name, str) or (
+        name not in (REFERENCE, AUTO) and name not in _registered and name not in _announced()
+    ):
         raise LookupError(f"no backend {name!r}; there are: {', '.join(backends())}, and {AUTO!r}")
 
 
@@ -142,6 +147,8 @@ def load(name: str) -> object:
             _registered[name] = entry.load()
         except ImportError as error:
             raise ImportError(f"backend {name!r} cannot be loaded: {error}. {_install_hint(entry)}") from error
+        except Exception as error:  # whatever a foreign module does when it is imported
+            raise ImportError(f"backend {name!r} fails to load: {type(error).__name__}: {error}") from error
     return _registered[name]
 
 
@@ -188,8 +195,20 @@ def explain(operation: str | Callable[..., Any], *args: Any, **kwargs: Any) -> E
         An operation, or its name.
     *args, **kwargs
         The arguments of the call, as one would write them.
+
+    Returns
+    -------
+    Explanation
+        Prints as a list of the backends with the reason against each.
+
+    Raises
+    ------
+    LookupError
+        For an unknown operation, naming those there are.
+    TypeError
+        For arguments that do not fit the operation.
     """
-    name = operation if isinstance(operation, str) else operation.__name__
+    name = operation if isinstance(operation, str) else getattr(operation, "__name__", repr(operation))
     if name not in OPERATIONS:
         raise LookupError(f"no operation {name!r}; there are: {', '.join(sorted(OPERATIONS))}")
     return _explain(name, _bind(name, args, kwargs))

@@ -309,3 +309,21 @@ def _isolation():
     except importlib.metadata.PackageNotFoundError:
         return []
     return ["--no-build-isolation"] if have >= (70, 1) else []
+
+
+def test_auto_passes_over_a_backend_that_fails_to_load(monkeypatch):
+    def fail():
+        raise RuntimeError("no place for a cache")
+
+    entry = SimpleNamespace(name="failing", value="x", dist=None, load=fail)
+    monkeypatch.setattr(dispatch, "_announced", lambda: {"failing": entry})
+    monkeypatch.setattr(dispatch, "_registered", {})
+    assert refattn.attention(Q, K, V, backend="auto").shape == Q.shape
+    with pytest.raises(ImportError, match="'failing' fails to load: RuntimeError: no place for a cache"):
+        refattn.attention(Q, K, V, backend="failing")
+
+
+@pytest.mark.parametrize("backend", ["", [], 3])
+def test_a_backend_that_is_no_name_is_refused(backend):
+    with pytest.raises(LookupError, match="no backend"):
+        refattn.attention(Q, K, V, backend=backend)

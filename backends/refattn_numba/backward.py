@@ -81,8 +81,8 @@ def backward(
     slope = slope if softcap > 0 else slope[:0]
     group, nq, nk = H // Hk, -(-Tq // LANES), -(-Tk // TILE_K)
     heads = mask_of.size
-    plain = scale > 0 and softcap == 0 and bias.shape[0] == 0
-    factor = zero + (scale * LOG2E if plain else LOG2E)
+    plain = 0 < scale < 1e30 and softcap == 0 and bias.shape[0] == 0
+    factor = space.dtype.type(scale * LOG2E if plain else LOG2E)
     lanes = lanes_of(qt)
     while True:
         item = fetch_add(counter)
@@ -111,8 +111,8 @@ def backward(
                 key = kv_head * Tk + j0
                 scores_gradient(
                     st, ds, slope, dropped, qt, dot, base, delta, k, v, key, n_keys, D, Dv, width, height, factor,
-                    zero + scale, zero + softcap, plain, bias, bias_of[head] if bias.shape[0] > 0 else -1, keep,
-                    keep_of[head] if keep.shape[0] > 0 else -1, zero + keep_scale, i0, j0, bits, words,
+                    scale, softcap, plain, bias, bias_of[head] if bias.shape[0] > 0 else -1, keep,
+                    keep_of[head] if keep.shape[0] > 0 else -1, keep_scale, i0, j0, bits, words,
                 )  # fmt: skip
                 for n in range(n_keys * LANES if softcap > 0 else 0):
                     ds[n] *= slope[n]
@@ -141,7 +141,6 @@ def backward_bias(
     scale, softcap, all_visible, rows, columns, partial, words, mask_of, bias, bias_of, keep, keep_of, keep_scale,
 ):  # fmt: skip
     """Add dS up into dbias (planes, Tq or 1, Tk or 1): an item is a plane, or one of its tiles of queries."""
-    zero = space.dtype.type(0)
     qt, space = space[: D * LANES], space[D * LANES :]
     dot, space = space[: Dv * LANES], space[Dv * LANES :]
     st, space = space[: TILE_K * LANES], space[TILE_K * LANES :]
@@ -172,8 +171,8 @@ def backward_bias(
                     n_keys = min(TILE_K, Tk - j0)
                     scores_gradient(
                         st, ds, nothing, dropped, qt, dot, base, delta, k, v, head // group * Tk + j0, n_keys, D, Dv,
-                        width, height, zero + LOG2E, zero + scale, zero + softcap, False, bias, plane, keep,
-                        keep_of[head] if keep.shape[0] > 0 else -1, zero + keep_scale, i0, j0,
+                        width, height, space.dtype.type(LOG2E), scale, softcap, False, bias, plane, keep,
+                        keep_of[head] if keep.shape[0] > 0 else -1, keep_scale, i0, j0,
                         -1 if all_visible else partial[tile], words,
                     )  # fmt: skip
                     for r in range(n_keys):

@@ -19,7 +19,7 @@ def merge_attention(*parts: tuple[Array, Array], sinks: Array | None = None) -> 
         m = np.maximum(m, sink)
     l = np.where(np.isneginf(m), 0, 1).astype(compute)
     o = np.zeros(parts[0][0].shape, compute)
-    for o_n, lse_n in parts:
+    for o_n, lse_n in ((o_n, lse_n.astype(compute, copy=False)) for o_n, lse_n in parts):
         m_new = np.maximum(m, lse_n)
         top = np.where(np.isneginf(m_new), 0, m_new)
         shrink, weight = np.exp(m - top), np.exp(lse_n - top)

@@ -2,7 +2,8 @@
 
 Differences from the reference that rounding can show: tiles are 64 queries by 128 keys whatever `tile_q` and `tile_k`
 say; weights below 2^-125 (float32) of a row's largest are taken as 0; 16-bit inputs are computed in float32, P too.
-Memory beside the results: 64 · (D + Dv + 128) numbers a thread, and the bits of tiles that the mask cuts.
+Memory beside the results: 64 · (D + Dv + 132) numbers a thread, the bits of tiles that the mask cuts, copies of inputs
+that are strided or of 16 bits, the o of each split; backward, up to four shares of dQ.
 """
 
 from typing import Any
@@ -130,7 +131,7 @@ def gradients(
 ) -> tuple[Array, Array, Array, Array]:
     """Return dq, dk, dv and dbias in the compute dtype."""
     dtype, key_heads = call.dtype, call.heads // call.H * call.Hk
-    dbias = np.zeros(call.bias.shape, dtype)
+    dbias = np.zeros(call.bias.shape)  # in float64: one entry may be the sum of millions
     if call.heads == 0 or call.Tq == 0 or call.Tk == 0:
         return np.zeros(q.shape, dtype), np.zeros(k.shape, dtype), np.zeros(v.shape, dtype), dbias
     q, do = _padded(q, dtype), _padded(do, dtype)

@@ -124,8 +124,8 @@ def forward(
     m, m_new, l, shrink = space[:LANES], space[LANES : 2 * LANES], space[2 * LANES : 3 * LANES], space[3 * LANES :]
     nothing = space[:0]
     nq, nk = -(-Tq // LANES), -(-Tk // TILE_K)
-    plain = scale > 0 and softcap == 0 and bias.shape[0] == 0
-    factor = zero + (scale * LOG2E if plain else LOG2E)
+    plain = 0 < scale < 1e30 and softcap == 0 and bias.shape[0] == 0
+    factor = space.dtype.type(scale * LOG2E if plain else LOG2E)
     lanes = lanes_of(qt)
     while True:
         item = fetch_add(counter)
@@ -155,7 +155,18 @@ def forward(
                 product(k, key * D, D, 1, n_keys, qt, 0, LANES, st, 0, LANES, width, D, False)  # S^T = K Q^T
                 if not plain:
                     plane = bias_of[head] if bias.shape[0] > 0 else -1
-                    bend(st, nothing, n_keys, zero + scale, zero + softcap, bias, plane, i0, height, j0)
+                    bend(
+                        st,
+                        nothing,
+                        n_keys,
+                        scale,
+                        softcap,
+                        bias,
+                        plane,
+                        i0,
+                        height,
+                        j0,
+                    )
                 if bits >= 0:
                     hide(st, n_keys, width, words, bits * TILE_K, zero - math.inf)
                     patchy = True
@@ -166,7 +177,7 @@ def forward(
                 rescale(m, m_new, l, shrink, ot, Dv, width)
                 exp2_columns(st, n_keys, width, factor, m_new, l)  # P^T, and l += its column sums
                 if keep.shape[0] > 0:
-                    drop(st, n_keys, keep, keep_of[head], zero + keep_scale, i0, height, j0)
+                    drop(st, n_keys, keep, keep_of[head], keep_scale, i0, height, j0)
                 if careful and bits >= 0:
                     careful_product(v, key * Dv, 1, Dv, Dv, st, ot, height, n_keys, words, bits * TILE_K)
                 else:

@@ -26,8 +26,8 @@ class Problem:
     D: int
     Dv: int
     dtype: np.dtype[Any]
-    scale: float
-    softcap: float
+    scale: Any
+    softcap: Any
     """0 for none."""
     all_visible: bool
     tiles: tuple[Array, ...]
@@ -41,7 +41,9 @@ class Problem:
     keep: Array
     """(planes, Tq or 1, Tk or 1) bool: the dropout mask."""
     keep_of: Array
-    keep_scale: float
+    """(B * H,): which plane."""
+    keep_scale: Any
+    """1 / (1 - dropout_p)."""
     sinks: Array
     """(H,) or empty."""
 
@@ -116,8 +118,8 @@ def problem(
         D=D,
         Dv=Dv,
         dtype=dtype,
-        scale=float(1 / math.sqrt(D) if scale is None else scale),
-        softcap=float(softcap or 0.0),
+        scale=dtype.type(1 / math.sqrt(D) if scale is None else scale),
+        softcap=dtype.type(softcap or 0.0),
         all_visible=pattern is None,
         tiles=tiles,
         mask_of=mask_of,
@@ -125,7 +127,7 @@ def problem(
         bias_of=bias_of,
         keep=read_only(keep_planes),
         keep_of=keep_of,
-        keep_scale=float(1 / (1 - dropout_p)),
+        keep_scale=dtype.type(1 / (1 - dropout_p)),
         sinks=flat(np.zeros(0) if sinks is None else sinks, dtype),
     )
 

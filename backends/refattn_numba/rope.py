@@ -1,7 +1,6 @@
 """Rotary position embedding on the CPU: one pass over x, the angles of each position computed once for all heads."""
 
 import math
-from typing import Any
 
 import numpy as np
 from numba import njit
@@ -38,7 +37,7 @@ def rope_vjp(
 
 
 @njit(nogil=True, cache=True)
-def _rotate(counter: Any, items, space, table_of, x, y, cos, sin, T, D, n, interleaved):
+def _rotate(counter, items, space, table_of, x, y, cos, sin, T, D, n, interleaved):
     half = n // 2
     while True:
         item = fetch_add(counter)

@@ -6,6 +6,7 @@ caller, and nothing happens before the first call.
 """
 
 import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -16,7 +17,7 @@ SMALL = 4_000_000  # multiply-adds below which waking another thread costs more 
 
 _threads = 0
 _pool: ThreadPoolExecutor | None = None
-_pid = 0
+_lock = threading.Lock()
 
 
 def get_num_threads() -> int:
@@ -24,8 +25,8 @@ def get_num_threads() -> int:
     global _threads
     if _threads == 0:
         available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        text = os.environ.get("REFATTN_NUM_THREADS", str(available))
-        if not text.isdigit() or int(text) < 1:
+        text = os.environ.get("REFATTN_NUM_THREADS") or str(available)
+        if not text.isdecimal() or int(text) < 1:
             raise ValueError(f"REFATTN_NUM_THREADS is {text!r}; wanted a positive integer")
         _threads = int(text)
     return _threads
@@ -59,7 +60,12 @@ def run(kernel: Callable[..., None], items: int, work: float, space: int, dtype:
         return
     counter = np.zeros(1, np.int64)
     threads = 1 if work < SMALL else min(get_num_threads(), items)
-    helpers = [_executor().submit(kernel, counter, items, aligned(space, dtype), *args) for _ in range(threads - 1)]
+    helpers = []
+    for _ in range(threads - 1):
+        try:
+            helpers.append(_executor().submit(kernel, counter, items, aligned(space, dtype), *args))
+        except RuntimeError:  # the interpreter is shutting down and starts no more threads: fewer do the same
+            break
     try:
         kernel(counter, items, aligned(space, dtype), *args)
     finally:
@@ -76,8 +82,18 @@ def aligned(size: int, dtype: Any) -> Any:
 
 
 def _executor() -> ThreadPoolExecutor:
-    global _pool, _pid
-    if _pool is None or _pid != os.getpid():  # a forked child has no threads of its parent
-        _pool = ThreadPoolExecutor(max_workers=256, thread_name_prefix="refattn")
-        _pid = os.getpid()
-    return _pool
+    global _pool
+    with _lock:
+        if _pool is None:
+            _pool = ThreadPoolExecutor(max_workers=256, thread_name_prefix="refattn")
+        return _pool
+
+
+def _forget() -> None:
+    """Start anew in a forked child, which has no threads of its parent."""
+    global _pool, _lock
+    _pool, _lock = None, threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)

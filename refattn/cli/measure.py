@@ -119,8 +119,6 @@ def absence(backend: str) -> str | None:
         return None if unavailable is None else unavailable()
     except ImportError as error:
         return str(error)
-    except Exception as error:  # a broken backend must not keep the others from being compared
-        return f"its import failed: {type(error).__name__}: {error}"
 
 
 def compare(problem: Problem, rows: list[Row], seconds: float, seed: int, tick: Tick) -> Comparison:

@@ -35,6 +35,7 @@ def alibi_slopes(heads: int) -> Array:
     array([0.25      , 0.0625    , 0.015625  , 0.00390625])
     """
     check_count("alibi_slopes", "heads", heads)
+    heads = int(heads)
     below = 1 << (heads.bit_length() - 1)
     slopes = 2.0 ** (-8 / below * np.arange(1, below + 1))
     between = 2.0 ** (-4 / below * np.arange(1, 2 * below + 1, 2))

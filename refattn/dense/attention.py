@@ -106,17 +106,17 @@ def attention(
     """
     dtype, compute = q.dtype, compute_dtype(q.dtype)
     q, k, v = (x.astype(compute) for x in (q, repeat_heads(k, _heads(q)), repeat_heads(v, _heads(q))))
-    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)  # a NumPy number would set the dtype
 
     s = scale * (q @ k.swapaxes(-1, -2))  # s_ij = scale q_i·k_j                     (..., H, Tq, Tk)
     if softcap is not None:
-        s = softcap * np.tanh(s / softcap)
+        s = float(softcap) * np.tanh(s / float(softcap))
     if bias is not None:
         s = s + bias.astype(compute)
     visible = visible_pairs(mask, s)
     p, lse = _softmax(s, visible, sinks)  # p_ij = e^(s_ij - lse_i)
     if dropout_mask is not None:
-        p = np.where(dropout_mask, p / (1 - dropout_p), 0)
+        p = np.where(dropout_mask, p / (1 - float(dropout_p)), 0)
     o = select_matmul(p, v, visible).astype(dtype)  # o_i = Σ_j p_ij v_j              (..., H, Tq, Dv)
     return (o, lse) if return_lse else o
 
@@ -180,13 +180,13 @@ def attention_vjp(
     kv_heads = _heads(k)
     q, do = q.astype(compute), do.astype(compute)
     k, v = (repeat_heads(x, H).astype(compute) for x in (k, v))
-    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)  # a NumPy number would set the dtype
 
     s = scale * (q @ k.swapaxes(-1, -2))
     slope: Array | float = 1.0
     if softcap is not None:
-        t = np.tanh(s / softcap)
-        s, slope = softcap * t, 1 - t**2  # d(c tanh(s/c))/ds
+        t = np.tanh(s / float(softcap))
+        s, slope = float(softcap) * t, 1 - t**2  # d(c tanh(s/c))/ds
     if bias is not None:
         s = s + bias.astype(compute)
     visible = visible_pairs(mask, s)

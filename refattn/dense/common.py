@@ -97,9 +97,9 @@ def check_attention(
     sinks: Any = None,
     dropout_mask: Any = None,
     dropout_p: Any = 0.0,
-    tile_q: Any = None,
-    tile_k: Any = None,
-    num_splits: Any = None,
+    tile_q: Any = 1,
+    tile_k: Any = 1,
+    num_splits: Any = 1,
     operation: str = "attention",
     **_knobs: Any,
 ) -> None:
@@ -131,10 +131,11 @@ def check_attention(
     if sinks is not None:
         check_floats(operation, 1, sinks=sinks)
         check_shape(operation, "sinks", sinks, (H,), "(H,), one logit per query head")
+        if np.isposinf(sinks).any():
+            raise ValueError(f"{operation}: sinks holds inf; wanted logits below it")
     _check_dropout(operation, dropout_mask, dropout_p, scores)
     for name, size in (("tile_q", tile_q), ("tile_k", tile_k), ("num_splits", num_splits)):
-        if size is not None:
-            check_count(operation, name, size)
+        check_count(operation, name, size)
 
 
 def _check_mask(operation: str, mask: Any, scores: tuple[int, ...]) -> None:

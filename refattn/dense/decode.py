@@ -187,11 +187,16 @@ class KVCache:
         v_head_dim: int | None = None,
         dtype: Any = np.float32,
     ) -> None:
-        for name, size in (("kv_heads", kv_heads), ("capacity", capacity), ("head_dim", head_dim)):
+        v_head_dim = head_dim if v_head_dim is None else v_head_dim
+        sizes = {"kv_heads": kv_heads, "capacity": capacity, "head_dim": head_dim, "v_head_dim": v_head_dim}
+        for name, size in sizes.items():
             check_count("KVCache", name, size)
+        if not isinstance(batch, tuple):
+            raise TypeError(f"KVCache: batch must be a tuple of sizes, () for one sequence, got {batch!r}")
+        for size in batch:
+            check_count("KVCache", "batch", size, least=0)
         if str(np.dtype(dtype)) not in FLOATS:
             raise TypeError(f"KVCache: dtype is {np.dtype(dtype)}; wanted one of {', '.join(FLOATS)}")
-        v_head_dim = head_dim if v_head_dim is None else v_head_dim
         self._k = np.zeros((*batch, kv_heads, capacity, head_dim), dtype)
         self._v = np.zeros((*batch, kv_heads, capacity, v_head_dim), dtype)
         self._length = 0

@@ -102,7 +102,7 @@ def flash_attention(
     (array([[3.]]), array([3.]))
     """
     dtype, compute, H = q.dtype, compute_dtype(q.dtype), _heads(q)
-    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)  # a NumPy number would set the dtype
     tiles = Tiles(q, k, mask, bias, dropout_mask, tile_q, tile_k)
     o = np.zeros((*q.shape[:-1], v.shape[-1]), dtype)
     lse = np.full(q.shape[:-1], -np.inf, compute)
@@ -124,7 +124,7 @@ def flash_attention(
             shrink = np.exp(m - safe)  # e^(m - m'): what the old sums are worth under the new maximum
             l = shrink * l + p.sum(axis=-1, keepdims=True)
             if dropout_mask is not None:
-                p = np.where(tiles.part(dropout_mask, i, j), p / (1 - dropout_p), 0)
+                p = np.where(tiles.part(dropout_mask, i, j), p / (1 - float(dropout_p)), 0)
             o_i = shrink * o_i + select_matmul(p, v_j, visible)
             m = m_new
             read += tiles.bytes_of(i, j, k, v)
@@ -200,7 +200,7 @@ def flash_attention_vjp(
            [0.5]])
     """
     dtype, compute, H, Hk = q.dtype, compute_dtype(q.dtype), _heads(q), _heads(k)
-    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)  # a NumPy number would set the dtype
     tiles = Tiles(q, k, mask, bias, dropout_mask, tile_q, tile_k)
     lse = lse.astype(compute)[..., None]
     blind = np.isneginf(lse)

@@ -41,6 +41,8 @@ def check_multi_head(
     check_floats(operation, 2, x=x, w_q=w_q, w_k=w_k, w_v=w_v, w_o=w_o)
     if context is not None:
         check_floats(operation, 2, context=context, x=x)
+    if x.shape[-1] == 0 or w_o.shape[-1] == 0:
+        raise ValueError(f"{operation}: x {x.shape} and w_o {w_o.shape} must have a last axis of 1 or more")
     source = x if context is None else context
     if source.shape[:-2] != x.shape[:-2]:
         raise ValueError(f"{operation}: x {x.shape} and context {source.shape} differ in their batch axes")

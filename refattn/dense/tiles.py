@@ -57,8 +57,8 @@ class Tiles:
         s = scale * (q_i @ k_j.swapaxes(-1, -2))
         slope: Array | float = 1.0
         if softcap is not None:
-            t = np.tanh(s / softcap)
-            s, slope = softcap * t, 1 - t**2
+            t = np.tanh(s / float(softcap))
+            s, slope = float(softcap) * t, 1 - t**2
         if self.bias is not None:
             s = s + self.part(self.bias, i, j).astype(s.dtype)
         if self.mask is None:

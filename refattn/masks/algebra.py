@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from refattn.arrays import check_count
 from refattn.masks import blocks, picture
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ class Mask:
     lead: tuple[int, ...] = ()
     """Shape of the axes before (Tq, Tk); it broadcasts against (..., H): (B, 1) for one pattern per sequence."""
 
-    cacheable: bool = True
+    cacheable: bool = False
     """Whether a backend may keep what it derived from this mask: equal masks mean the same, and it is not large."""
 
     def see(self, i: Ints, j: Ints, Tq: int, Tk: int) -> Bools:
@@ -50,6 +51,11 @@ class Mask:
     def check(self, Tq: int, Tk: int) -> None:
         """Raise ValueError if this mask cannot describe Tq queries and Tk keys."""
 
+    def _check_all(self, Tq: int, Tk: int) -> None:
+        check_count("mask", "Tq", Tq, least=0)
+        check_count("mask", "Tk", Tk, least=0)
+        self.check(Tq, Tk)
+
     def dense(self, Tq: int, Tk: int) -> Bools:
         """Return the whole pattern, bool (*lead, Tq, Tk), True where query i may look at key j.
 
@@ -60,7 +66,7 @@ class Mask:
         array([[1, 1, 0],
                [1, 1, 1]])
         """
-        self.check(Tq, Tk)
+        self._check_all(Tq, Tk)
         seen = self.see(np.arange(Tq)[:, None], np.arange(Tk), Tq, Tk)
         return np.array(np.broadcast_to(seen, (*self.lead, Tq, Tk)))
 
@@ -69,7 +75,7 @@ class Mask:
 
         Linear in Tq where each query sees one interval, else by tiles; the matrix is never built.
         """
-        self.check(Tq, Tk)
+        self._check_all(Tq, Tk)
         spans = self.spans(Tq, Tk)
         if spans is None:
             return self.blocks(Tq, Tk, 128, 128).pairs
@@ -78,7 +84,7 @@ class Mask:
 
     def blocks(self, Tq: int, Tk: int, block_q: int, block_k: int) -> "blocks.Blocks":
         """Return the tiles that are not empty, row by row, with the bits of those that are only partly visible."""
-        self.check(Tq, Tk)
+        self._check_all(Tq, Tk)
         return blocks.build(self, Tq, Tk, block_q, block_k)
 
     def to_scipy(self, Tq: int, Tk: int) -> "scipy.sparse.csr_array[Any]":
@@ -107,6 +113,15 @@ class Both(Mask):
 
     left: Mask
     right: Mask
+
+    def __post_init__(self) -> None:
+        try:
+            np.broadcast_shapes(self.left.lead, self.right.lead)
+        except ValueError:
+            raise ValueError(
+                f"the leading axes of two masks differ: {self.left.lead} of {self.left!r}, "
+                f"{self.right.lead} of {self.right!r}"
+            ) from None
 
     @property
     def lead(self) -> tuple[int, ...]:  # type: ignore[override]

@@ -32,6 +32,7 @@ class Padding(Mask):
     """See `padding`."""
 
     lengths: Given
+    cacheable = True
 
     @property
     def lead(self) -> tuple[int, ...]:  # type: ignore[override]
@@ -84,6 +85,7 @@ class Document(Mask):
     ids: Given
     query_ids: Given
     queries_are_last: bool
+    cacheable = True
 
     @property
     def lead(self) -> tuple[int, ...]:  # type: ignore[override]
@@ -140,6 +142,7 @@ class GlobalTokens(Mask):
     """See `global_tokens`."""
 
     indices: Given
+    cacheable = True
 
     def see(self, i: Ints, j: Ints, Tq: int, Tk: int) -> Bools:
         return np.isin(j, self.indices.array) | np.isin(i + Tk - Tq, self.indices.array)
@@ -214,7 +217,6 @@ class FromFunction(Mask):
     """See `from_function`."""
 
     function: Callable[[Ints, Ints], Any]
-    cacheable = False  # what the function reads may change
 
     def see(self, i: Ints, j: Ints, Tq: int, Tk: int) -> Bools:
         try:

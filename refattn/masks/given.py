@@ -22,6 +22,8 @@ class Given:
         array = np.array(values)
         if array.size > 0 and array.dtype.kind not in "iu":
             raise TypeError(f"{pattern}: {name} has dtype {array.dtype}; wanted integers")
+        if array.size > 0 and array.dtype.kind == "u" and int(array.max()) > np.iinfo(np.int64).max:
+            raise ValueError(f"{pattern}: {name} holds {array.max()}; wanted what fits into 64 bits with a sign")
         if array.ndim < axes:
             raise ValueError(f"{pattern}: {name} has shape {array.shape}; wanted at least {axes} axes")
         return cls.frozen(array.astype(np.int64))

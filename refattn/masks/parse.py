@@ -34,7 +34,9 @@ def parse(text: str) -> Mask:
     except (MemoryError, RecursionError):
         raise ValueError(f"mask {text[:40]!r}...: nested too deep to be read") from None
     except SyntaxError as error:
-        raise ValueError(f"mask {text!r}: not an expression of masks, {error.msg} at column {error.offset}") from None
+        raise ValueError(
+            f"mask {text!r}: not an expression of masks, {error.msg} at column {max(1, error.offset or 1)}"
+        ) from None
 
 
 def _mask(node: ast.expr, text: str) -> Mask:

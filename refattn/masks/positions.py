@@ -37,17 +37,21 @@ class Causal(Mask):
     """See `causal`."""
 
     offset: Given
+    cacheable = True
 
     @property
     def lead(self) -> tuple[int, ...]:  # type: ignore[override]
         return per_sequence(self.offset.array)
 
     def see(self, i: Ints, j: Ints, Tq: int, Tk: int) -> Bools:
-        return j <= i + column(self.offset.array, Tk - Tq)
+        return j <= i + self._offset(Tq, Tk)
 
     def spans(self, Tq: int, Tk: int) -> tuple[Ints, Ints]:
-        stop = np.arange(Tq) + column(self.offset.array, Tk - Tq)[..., 0] + 1
+        stop = np.arange(Tq) + self._offset(Tq, Tk)[..., 0] + 1
         return np.zeros(Tq, np.int64), np.clip(stop, 0, Tk)
+
+    def _offset(self, Tq: int, Tk: int) -> Ints:
+        return np.clip(column(self.offset.array, Tk - Tq), -Tq - Tk, Tq + Tk)  # further out says no more
 
     def __repr__(self) -> str:
         return f"causal({self.offset!r})"
@@ -77,6 +81,7 @@ class Window(Mask):
 
     left: int | None
     right: int | None
+    cacheable = True
 
     def see(self, i: Ints, j: Ints, Tq: int, Tk: int) -> Bools:
         back = i + (Tk - Tq) - j  # how far key j lies behind query i

@@ -30,6 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except (ImportError, LookupError) as error:
             print(f"not tried: {error}")
             status |= options.backend is not None
+    if not reports:
+        return 1
     sys.stderr.write("\n")
     print(table(reports, options.operation or sorted(OPERATIONS)))
     for report in reports:

@@ -105,3 +105,27 @@ def test_hidden_tiles_cost_nothing():
     o = refattn.attention(q, k, v, mask=masks.padding(200), backend="numba")
     k[:, 200:], v[:, 200:] = np.nan, np.inf
     np.testing.assert_array_equal(refattn.attention(q, k, v, mask=masks.padding(200), backend="numba"), o)
+
+
+def test_a_thread_that_outlives_the_main_one_can_compute():
+    program = """
+import threading, time, numpy as np, refattn
+q = np.random.default_rng(0).standard_normal((8, 1024, 64)).astype("f")
+want = refattn.attention(q, q, q, backend="numba")
+def late():
+    time.sleep(0.5)
+    print("equal" if np.array_equal(refattn.attention(q, q, q, backend="numba"), want) else "differs")
+threading.Thread(target=late).start()
+"""
+    done = subprocess.run([sys.executable, "-c", program], timeout=300, capture_output=True, text=True)
+    assert done.stdout.strip() == "equal", done.stderr
+
+
+def test_many_terms_of_one_bias_are_summed_exactly():
+    q, k, v = (x.astype(np.float32) for x in qkv(T=1024, H=2, D=16))
+    do, bias = q[:, ::-1].copy(), np.zeros((2, 1, 1), np.float32)
+    got = refattn.attention_vjp(do, q, k, v, bias=bias, mask=masks.causal(), backend="numba").dbias
+    want = refattn.attention_vjp(
+        *(x.astype(float) for x in (do, q, k, v)), bias=bias.astype(float), mask=masks.causal()
+    )
+    assert np.abs(got - want.dbias).max() < 3e-5

@@ -185,3 +185,17 @@ def test_large_scores_do_not_overflow():
     want = np.take_along_axis(np.repeat(v, 2, axis=1), best[..., None], axis=2)
     np.testing.assert_allclose(o, want, rtol=1e-9)
     np.testing.assert_allclose(lse, s.max(axis=-1), rtol=1e-12)
+
+
+@pytest.mark.parametrize("operation", [refattn.attention, refattn.attention_split_kv])
+def test_a_numpy_number_does_not_set_the_dtype(operation, anywhere):
+    q = np.ones((1, 5, 8), np.float32)
+    options = {"scale": 1 / np.sqrt(8), "softcap": np.float64(3), "return_lse": True, "backend": anywhere}
+    o, lse = operation(q, q, q, **options)
+    assert o.dtype == lse.dtype == np.float32
+
+
+def test_an_infinite_sink_is_refused(anywhere):
+    q = np.ones((1, 5, 8), np.float32)
+    with pytest.raises(ValueError, match="attention: sinks holds inf"):
+        refattn.attention(q, q, q, sinks=np.array([np.inf], np.float32), backend=anywhere)

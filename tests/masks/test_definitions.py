@@ -132,9 +132,8 @@ def test_leading_axes_combine_by_broadcasting():
 
 
 def test_leading_axes_that_do_not_fit_are_refused():
-    mask = masks.padding([2, 5]) & masks.padding([1, 2, 3])
-    with pytest.raises(ValueError, match="broadcast"):
-        mask.dense(5, 5)
+    with pytest.raises(ValueError, match=r"leading axes of two masks differ: \(2, 1\) of padding\(\[2, 5\]\)"):
+        masks.padding([2, 5]) & masks.padding([1, 2, 3])
 
 
 def test_equal_patterns_are_equal_values():
@@ -150,3 +149,18 @@ def test_as_mask_takes_arrays_masks_and_none():
     assert masks.as_mask(None) is None
     assert masks.as_mask(causal) is causal
     np.testing.assert_array_equal(masks.as_mask(np.eye(3, dtype=bool)).dense(3, 3), np.eye(3, dtype=bool))
+
+
+@pytest.mark.parametrize("far", [2**63 - 1, 10**12])
+def test_far_offsets_hide_or_show_everything(far):
+    for mask, seen in ((masks.causal(far), True), (masks.causal(-far), False)):
+        assert (mask.dense(5, 7) == seen).all()
+        assert mask.pairs(5, 7) == 35 * seen
+    with pytest.raises(ValueError, match="causal: offset holds 18446744073709551615"):
+        masks.causal(np.uint64(2**64 - 1))
+
+
+def test_negative_sizes_are_refused():
+    for ask in (masks.causal().dense, masks.causal().pairs, lambda Tq, Tk: masks.causal().blocks(Tq, Tk, 8, 8)):
+        with pytest.raises(ValueError, match="mask: Tq is -1"):
+            ask(-1, 5)
