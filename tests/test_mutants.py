@@ -14,7 +14,8 @@ from refattn import dispatch, masks
 from refattn.arrays import compute_dtype
 from refattn.dense.common import per_head, select_matmul, sum_to
 from refattn.testing import cases
-from refattn.testing.conformance import FAILED, PASSED, judge
+from refattn.testing.conformance import judge
+from refattn.testing.verdicts import FAIL, PASS
 
 FORWARD = [
     "causal aligned to the top left",
@@ -357,7 +358,7 @@ def mutant():
     dispatch.unregister("mutant")
 
 
-def verdicts(operation):
+def results(operation):
     """Judge the quick cases and then the others, those in float64 and 16 bits left out."""
     quick = cases(operation, "quick")
     rest = [case for case in cases(operation) if case.dtype == "float32" and case not in quick]
@@ -371,7 +372,7 @@ def with_wrong(function, wrong):
 @pytest.mark.parametrize(("operation", "function"), [("attention", attend), ("attention_vjp", attend_vjp)])
 def test_what_the_mutants_are_made_from_is_right(mutant, operation, function):
     mutant(operation, function)
-    failed = [f"{verdict.case.id}: {verdict.why}" for verdict in verdicts(operation) if verdict.status != PASSED]
+    failed = [f"{result.check}: {result.message}" for result in results(operation) if result.verdict != PASS]
     assert failed == []
 
 
@@ -379,10 +380,10 @@ def test_what_the_mutants_are_made_from_is_right(mutant, operation, function):
 def test_the_mutant_is_failed(mutant, name):
     operation, function, wrong = MUTANTS[name]
     mutant(operation, function if wrong is None else with_wrong(function, wrong))
-    failed = next((verdict for verdict in verdicts(operation) if verdict.status == FAILED), None)
+    failed = next((result for result in results(operation) if result.verdict == FAIL), None)
     if name in EQUIVALENT:
         assert failed is None, failed
     else:
         assert failed is not None, "survived"
-        assert "unexpected keyword" not in failed.why
-        assert failed.why.startswith("raised") == ("in place" in name), failed
+        assert "unexpected keyword" not in failed.message
+        assert failed.message.startswith("raised") == ("in place" in name), failed

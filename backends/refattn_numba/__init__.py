@@ -16,11 +16,15 @@ RANK = 10
 TILES = dict.fromkeys(("attention", "flash_attention", "attention_split_kv"), (64, 128))
 """Queries and keys of the tiles that are computed whole or not at all."""
 
+CONTRACT = {"p": "float32"}
+"""What the kernels claim when `refattn.testing` judges them: 16-bit inputs are computed in float32, weights included."""
+
 LIMITS = {
     "flash_attention(on_tile)": "a compiled kernel does not stop to report its tiles; the reference does",
 }
 
 __all__ = [
+    "CONTRACT",
     "LIMITS",
     "RANK",
     "TILES",

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from refattn.dispatch import OPERATIONS, REFERENCE, backends, load
 from refattn.testing.cases import DTYPES, dtypes_here
-from refattn.testing.conformance import FAILED, LIMITED, PASSED, Report, Verdict, check_backend
+from refattn.testing.conformance import check_backend
+from refattn.testing.verdicts import FAIL, NOT_RUN, PASS, SUSPECT, UNDECLARED, Report, Result
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,33 +36,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sys.stderr.write("\n")
     print(table(reports, options.operation or sorted(OPERATIONS)))
     for report in reports:
-        lines = str(report).splitlines()
+        lines = [f"{report.subject}: {r.check}: {r.message}" for r in report.failures]
+        lines += [f"{report.subject}: {complaint}" for complaint in report.complaints]
         print("\n".join(lines[: options.failures]))
         if len(lines) > options.failures:
-            print(f"{report.backend}: and {len(lines) - options.failures} more")
+            print(f"{report.subject}: and {len(lines) - options.failures} more")
     return int(status or not all(report.ok for report in reports))
 
 
 def table(reports: list[Report], operations: Sequence[str]) -> str:
     """Return a row per operation and a column per backend: how many cases passed, failed, were refused in order."""
-    cells = [["operation", *(report.backend for report in reports)]]
+    cells = [["operation", *(report.subject.removeprefix("backend ") for report in reports)]]
     cells += [[operation, *(_cell(report, operation) for report in reports)] for operation in operations]
     widths = [max(len(row[n]) for row in cells) for n in range(len(cells[0]))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells)
 
 
 def _cell(report: Report, operation: str) -> str:
-    passed, failed, limited = (report.count(operation, status) for status in (PASSED, FAILED, LIMITED))
+    counted = {
+        verdict: report.count(verdict, f"{operation}/") for verdict in (PASS, FAIL, SUSPECT, UNDECLARED, NOT_RUN)
+    }
+    failed = sum(counted[verdict] for verdict in (FAIL, SUSPECT, UNDECLARED))
+    words = [f"{counted[PASS]} passed"] + [f"{failed} FAILED"] * (failed > 0)
+    words += [f"{counted[NOT_RUN]} not run"] * (counted[NOT_RUN] > 0)
     wide = [
-        v.error for v in report.verdicts if v.case.operation == operation and v.case.dtype in ("float32", "float64")
+        r.figures["bound"]
+        for r in report.results
+        if r.check.startswith(f"{operation}/") and r.check.endswith(("float32", "float64")) and "bound" in r.figures
     ]
-    words = [f"{passed} passed"] + [f"{failed} FAILED"] * (failed > 0) + [f"{limited} not covered"] * (limited > 0)
     return ", ".join(words) + (f" (error {max(wide):.2f} of the bound)" if wide else "")
 
 
-def _dot(verdict: Verdict) -> None:
+def _dot(result: Result) -> None:
     if sys.stderr.isatty():
-        sys.stderr.write({PASSED: ".", FAILED: "F", LIMITED: "-"}[verdict.status])
+        sys.stderr.write({PASS: ".", NOT_RUN: "-"}.get(result.verdict, "F"))
         sys.stderr.flush()
 
 

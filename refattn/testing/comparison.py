@@ -19,8 +19,8 @@ class Wrong(AssertionError):
     """A result that is not what it should be."""
 
 
-def compare(case: Case, result: Any) -> float:
-    """Compare a result of the case's call with the reference.
+def compare_with_reference(case: Case, result: Any) -> float:
+    """Compare a result of a case's call with the reference, and return how much of the bound its error takes.
 
     Parameters
     ----------
@@ -44,7 +44,7 @@ def compare(case: Case, result: Any) -> float:
     >>> from refattn.testing import case
     >>> one = case("rope/plain/float64")
     >>> args, kwargs = one.call()
-    >>> compare(one, refattn.rope(*args, **kwargs))
+    >>> compare_with_reference(one, refattn.rope(*args, **kwargs))
     0.0
     """
     args, kwargs = case.call()

@@ -1,71 +1,39 @@
-"""Run cases on a backend and compare with the reference in float64; see `check_backend`."""
+"""Hold a backend of refattn against the reference, and its kernels against their contract; see `check_backend`."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 import refattn
 from refattn.dispatch import OPERATIONS, REFERENCE, Unsupported, known, load
+from refattn.testing import kit
+from refattn.testing.backends import KERNELS, backend_kernel
 from refattn.testing.calls import Call
-from refattn.testing.cases import Case, cases
-from refattn.testing.comparison import Wrong, arrays, compare, leaves, quietly
-
-PASSED, FAILED, LIMITED = "passed", "failed", "limited"
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What became of one case on one backend."""
-
-    case: Case
-    status: str
-    """passed, failed, or limited: refused with a reason that the backend's LIMITS gives."""
-    why: str = ""
-    error: float = 0.0
-    """The largest error, as a share of what was allowed."""
-
-
-@dataclass
-class Report:
-    """What `check_backend` found."""
-
-    backend: str
-    verdicts: list[Verdict] = field(default_factory=list)
-    complaints: list[str] = field(default_factory=list)
-    """What is wrong with the backend apart from any case: its LIMITS, operations without cases."""
-
-    @property
-    def ok(self) -> bool:
-        """Whether nothing failed."""
-        return not self.complaints and not self.failures
-
-    @property
-    def failures(self) -> list[Verdict]:
-        """The failed cases."""
-        return [verdict for verdict in self.verdicts if verdict.status == FAILED]
-
-    def count(self, operation: str, status: str) -> int:
-        """Return how many cases of the operation ended so."""
-        return sum(verdict.case.operation == operation and verdict.status == status for verdict in self.verdicts)
-
-    def __str__(self) -> str:
-        lines = [f"{self.backend}: {verdict.case.id}: {verdict.why}" for verdict in self.failures]
-        return "\n".join(lines + [f"{self.backend}: {complaint}" for complaint in self.complaints])
+from refattn.testing.cases import Case, case, cases, dtypes_here
+from refattn.testing.comparison import Wrong, arrays, compare_with_reference, leaves, quietly
+from refattn.testing.contract import Contract
+from refattn.testing.verdicts import FAIL, NOT_RUN, PASS, Report, Result
 
 
 def check_backend(
     backend: str,
     operations: Iterable[str] | None = None,
     level: str = "standard",
-    on_verdict: Callable[[Verdict], object] | None = None,
+    on_result: Callable[[Result], object] | None = None,
+    *,
+    seed: int = 0,
 ) -> Report:
-    """Try a backend on the cases of every operation.
+    """Try a backend on the cases of every operation, and hold its attention kernels against their contract.
 
-    Each case passes if the result has the structure, shapes and dtypes of the reference's, NaN and inf in the same
-    places, values within the bound (see `refattn.testing.bounds`), if inputs are read and not written, if the result is
-    no view of an input and outlives the next call, and if the same call gives the same bits again.
+    Two kinds of checks, each with an id that ends in a dtype. The *cases* of every operation are calls as a user makes
+    them, masks and layouts of all kinds included: a case passes if the result has the structure, shapes and dtypes of
+    the reference's, NaN and inf in the same places, values within the bound (see `refattn.testing.bounds`), if inputs
+    are read and not written, if the result is no view of an input and outlives the next call, and if the same call
+    gives the same bits again. And what `check` does for any kernel it does for those of the backend: the error model,
+    statistics, relations between calls, X-rays. A backend says in ``CONTRACT`` what it claims beyond the defaults,
+    such as ``{"p": "float32"}``: weights that are not rounded.
 
     A refusal (`Unsupported`) is in order only where the backend's ``LIMITS`` announces it, and an entry of ``LIMITS``
     is in order only as long as what it excludes does not work.
@@ -77,14 +45,16 @@ def check_backend(
     operations : names, optional
         All of them unless given.
     level : str
-        "quick" or "standard"; see `refattn.testing.cases.cases`.
-    on_verdict : function, optional
-        Called with each `Verdict`, for progress.
+        "quick", "standard" or "deep"; see `refattn.testing.cases.cases` and `check`.
+    on_result : function, optional
+        Called with each `Result`, for progress.
+    seed : int
+        Of what `check` draws.
 
     Returns
     -------
     Report
-        With one verdict per case.
+        With one result per check; what the backend's ``LIMITS`` excludes is NOT RUN.
 
     Raises
     ------
@@ -96,45 +66,69 @@ def check_backend(
     Examples
     --------
     >>> report = check_backend("numpy", ["rope"], level="quick")
-    >>> report.ok, report.count("rope", "failed")
+    >>> report.ok, report.count("FAIL")
     (True, 0)
     """
     known(backend)
     implementation = None if backend == REFERENCE else load(backend)
     limits: dict[str, str] = getattr(implementation, "LIMITS", {})
-    report = Report(backend)
-    chosen = sorted(OPERATIONS) if operations is None else list(operations)
-    for operation in chosen:
+    call = f"rt.check_backend({backend!r}, level={level!r}, seed={seed})"
+    report = Report(f"backend {backend}", None, level, seed, call=call)
+
+    def tell(result: Result) -> None:
+        report.results.append(result)
+        if on_result is not None:
+            on_result(result)
+
+    for operation in sorted(OPERATIONS) if operations is None else list(operations):
         if operation not in OPERATIONS:
             raise LookupError(f"no operation {operation!r}; there are: {', '.join(sorted(OPERATIONS))}")
-        found = cases(operation, level)
+        found = cases(operation, "quick" if level == "quick" else "standard")
         if not found:
             report.complaints.append(f"{operation} has no cases in refattn.testing")
-        for case in found:
-            verdict = judge(case, backend, limits)
-            report.verdicts.append(verdict)
-            if on_verdict is not None:
-                on_verdict(verdict)
+        for one in found:
+            tell(judge(one, backend, limits))
+        if operation in KERNELS and operation not in limits:
+            claims = {"p": "float32"} if backend == REFERENCE else getattr(implementation, "CONTRACT", {})
+            for result in _kernel_results(operation, backend, level, seed, claims, limits):
+                tell(result)
     if operations is None:
         report.complaints += false_limits(limits)
-    report.complaints += needless_limits(implementation, limits, report.verdicts)
+    report.complaints += needless_limits(implementation, limits, report.results)
     return report
 
 
-def judge(case: Case, backend: str, limits: dict[str, str]) -> Verdict:
-    """Return the verdict on one case."""
+def _kernel_results(
+    operation: str, backend: str, level: str, seed: int, claims: dict[str, Any], limits: dict[str, str]
+) -> Iterable[Result]:
+    """Yield what the kit says of one operation in each dtype; float64 is left to the cases."""
+    kernel = backend_kernel(operation, backend)
+    for dtype in dtypes_here():
+        if dtype == "float64":
+            continue
+        contract = Contract(op=KERNELS[operation], dtype=dtype, **claims)
+        contract = contract.with_options_of(kernel, kit.operation(contract.op).options)
+        excluded = [name for name in contract.options or () if f"{operation}({name})" in limits]
+        options = tuple(name for name in contract.options or () if name not in excluded)
+        for result in kit.check(kernel, replace(contract, options=options), level, seed=seed).results:
+            name = result.check.partition("/")[2]
+            yield replace(result, check=f"{operation}/{name}/{dtype}")
+
+
+def judge(case: Case, backend: str, limits: dict[str, str]) -> Result:
+    """Return the result of one case."""
     kwargs = case.call()[1]
     try:
         error = _try(case, lambda a, k: quietly(getattr(refattn, case.operation), a, {**k, "backend": backend}))
     except Unsupported as refusal:
         if _limit(case.operation, kwargs, limits) is None:
-            return Verdict(case, FAILED, f"refused, and LIMITS does not say so: {refusal}")
-        return Verdict(case, LIMITED, str(refusal))
+            return Result(case.id, FAIL, f"refused, and LIMITS does not say so: {refusal}")
+        return Result(case.id, NOT_RUN, str(refusal))
     except Wrong as wrong:
-        return Verdict(case, FAILED, str(wrong))
+        return Result(case.id, FAIL, str(wrong))
     except Exception as failure:  # whatever a backend raises is its failure, and the next case runs
-        return Verdict(case, FAILED, f"raised {type(failure).__name__}: {failure}")
-    return Verdict(case, PASSED, error=error)
+        return Result(case.id, FAIL, f"raised {type(failure).__name__}: {failure}")
+    return Result(case.id, PASS, figures={"bound": error})
 
 
 def _try(case: Case, call: Callable[[tuple[Any, ...], dict[str, Any]], Any]) -> float:
@@ -144,7 +138,7 @@ def _try(case: Case, call: Callable[[tuple[Any, ...], dict[str, Any]], Any]) -> 
     result = call(args, kwargs)
     if before != [x.tobytes() for x in arrays((args, kwargs))]:
         raise Wrong("an input was written to")
-    error = compare(case, result)
+    error = compare_with_reference(case, result)
     got = [x for _, x in leaves(result) if x is not None]
     if any(np.shares_memory(x, y) for x in got for y in arrays((args, kwargs))):
         raise Wrong("the result is a view of an input")
@@ -182,15 +176,19 @@ def false_limits(limits: dict[str, str]) -> list[str]:
     return complaints
 
 
-def needless_limits(implementation: object, limits: dict[str, str], verdicts: list[Verdict]) -> list[str]:
+def needless_limits(implementation: object, limits: dict[str, str], results: list[Result]) -> list[str]:
     """Return the entries of LIMITS whose every case works when dispatch does not stand in between."""
     works: dict[str, bool] = {}
-    for verdict in verdicts:
-        key = _limit(verdict.case.operation, verdict.case.call()[1], limits)
+    for result in results if limits else ():
+        try:
+            one = case(result.check)
+        except LookupError:
+            continue  # a check of the kit
+        key = _limit(one.operation, one.call()[1], limits)
         if key is None or works.get(key) is False:
             continue
-        function = getattr(implementation, verdict.case.operation, None)
-        works[key] = function is not None and _works(verdict.case, function)
+        function = getattr(implementation, one.operation, None)
+        works[key] = function is not None and _works(one, function)
     return [f"LIMITS excludes {key!r}, which works" for key, all_work in works.items() if all_work]
 
 

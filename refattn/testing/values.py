@@ -138,3 +138,31 @@ def unaligned(x: Array) -> Array:
     room = np.zeros(x.size + 1, x.dtype)[1:].reshape(x.shape)
     room[...] = x
     return room
+
+
+def guarded(x: Array) -> Array:
+    """Return the values in the middle of a buffer of NaN: a kernel that reads past either end shows it."""
+    room = np.full(x.size + 512, np.nan if x.dtype != np.uint16 else 0x7FC0).astype(x.dtype)
+    inside = room[256 : 256 + x.size].reshape(x.shape)
+    inside[...] = x
+    return inside
+
+
+def sizes_of_one(x: Array) -> Array:
+    """Give axes of size 1 strides that mean nothing: who multiplies by them must multiply by 0."""
+    strides = tuple(12_345 * x.itemsize if n == 1 else stride for n, stride in zip(x.shape, x.strides, strict=True))
+    return np.lib.stride_tricks.as_strided(x, x.shape, strides)
+
+
+def far_apart(x: Array) -> Array:
+    """Put the sequences 2³¹ - 1,024 elements apart: offsets do not fit 32 bits. Pages nobody writes cost no memory."""
+    import mmap
+
+    stride, inner = 2**31 - 1024, int(np.prod(x.shape[1:]))
+    size = ((x.shape[0] - 1) * stride + inner) * x.itemsize
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+    flat = np.frombuffer(mmap.mmap(-1, size, flags=flags), dtype=x.dtype)
+    inside = np.ascontiguousarray(x[0]).strides
+    far = np.lib.stride_tricks.as_strided(flat, x.shape, (stride * x.itemsize, *inside))
+    far[...] = x
+    return far

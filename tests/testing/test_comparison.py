@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 import refattn
-from refattn.testing import Wrong, case, compare
+from refattn.testing import case
 from refattn.testing.bounds import BOUNDS, SLACK
 from refattn.testing.calls import as_float64
-from refattn.testing.comparison import leaves, quietly
+from refattn.testing.comparison import Wrong, compare_with_reference, leaves, quietly
 
 
 def result(name):
@@ -19,7 +19,7 @@ def result(name):
 def changed(name, change):
     one, parts = result(name)
     parts = change(*parts)
-    compare(one, tuple(parts))
+    compare_with_reference(one, tuple(parts))
 
 
 def put(x, place, value):
@@ -54,17 +54,17 @@ def test_a_change_is_found(name):
 
 def test_what_is_right_passes():
     one, (o, lse) = result("attention/causal/float32")
-    assert 0 < compare(one, (o, lse)) < 0.5
-    assert compare(one, (o + np.float32(1e-8), lse)) < 1
+    assert 0 < compare_with_reference(one, (o, lse)) < 0.5
+    assert compare_with_reference(one, (o + np.float32(1e-8), lse)) < 1
 
 
 def test_a_blind_row_is_exactly_zero():
     one, (o, lse) = result("attention/blind_rows/float32")
-    assert compare(one, (o, lse)) < 1
+    assert compare_with_reference(one, (o, lse)) < 1
     with pytest.raises(Wrong, match=r"o\[0, 0, 5, 0\]"):
-        compare(one, (put(o.copy(), (0, 0, 5, 0), 1e-30), lse))
+        compare_with_reference(one, (put(o.copy(), (0, 0, 5, 0), 1e-30), lse))
     with pytest.raises(Wrong, match=r"lse\[0, 0, 5\] is inf; wanted -inf"):
-        compare(one, (o, put(lse.copy(), (0, 0, 5), np.inf)))
+        compare_with_reference(one, (o, put(lse.copy(), (0, 0, 5), np.inf)))
 
 
 def test_the_reason_names_gradients_by_their_fields():
@@ -72,19 +72,19 @@ def test_the_reason_names_gradients_by_their_fields():
     assert np.array(parts[3]).item() is None
     g = refattn.AttentionGradients(parts[0], 2 * parts[1], parts[2], None, None)
     with pytest.raises(Wrong, match=r"^dk\["):
-        compare(one, g)
+        compare_with_reference(one, g)
     with pytest.raises(Wrong, match="dbias is ndarray; wanted NoneType"):
-        compare(one, g._replace(dk=parts[1], dbias=np.zeros(3)))
+        compare_with_reference(one, g._replace(dk=parts[1], dbias=np.zeros(3)))
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_sixteen_bits_are_rounded_once(dtype):
     """Results in 16 bits may be half a unit off, and a 500th of one more; a second rounding shows."""
     one, (o, lse) = result(f"attention/plain/{dtype}")
-    assert compare(one, (o, lse)) <= 1
+    assert compare_with_reference(one, (o, lse)) <= 1
     away = (o.view(np.int16) + 1).view(o.dtype)
     with pytest.raises(Wrong, match="too far off"):
-        compare(one, (away, lse))
+        compare_with_reference(one, (away, lse))
 
 
 @pytest.mark.parametrize(
@@ -129,5 +129,5 @@ def test_bounds_hold_for_inputs_that_are_a_little_off(name):
 def test_the_reference_needs_a_small_part_of_the_bound():
     for name in ("causal", "t300", "d256", "large_scores"):
         one, parts = result(f"attention/{name}/float32")
-        assert 0.001 < compare(one, tuple(parts)) < 0.5
+        assert 0.001 < compare_with_reference(one, tuple(parts)) < 0.5
     assert SLACK <= 8

@@ -1,0 +1,85 @@
+"""Mistakes with a parameter, which is estimated from what a kernel returned; see `hypotheses`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from refattn.arrays import Array
+from refattn.testing.attention.hypotheses import Mistake, Twist, forward, option, scale_of
+
+STEP = 1e-4
+"""For the derivative."""
+
+
+@dataclass(frozen=True)
+class Factor:
+    """Something that may be off by a factor e^x."""
+
+    name: str
+    sentence: str
+    """With {x} for the percentage, {large} for large or small, {much} for much or little."""
+    score: str
+    """The name of its score test."""
+    mistake: Callable[[float], Mistake]
+
+    def says(self, x: float) -> str:
+        """Return the sentence."""
+        percent = abs(100 * np.expm1(x))
+        words = ("large", "much") if x > 0 else ("small", "little")
+        return self.sentence.format(
+            x=f"{percent:.2g}" if percent < 10 else f"{percent:.0f}", large=words[0], much=words[1]
+        )
+
+
+def _twist(change: Callable[[float], Twist]) -> Callable[[float], Mistake]:
+    return lambda x: change(x).everywhere
+
+
+def _scale(x: float) -> Twist:
+    return Twist(lambda p, c: (p.with_options(scale=scale_of(p) * np.exp(x)), c))
+
+
+def _times(name: str) -> Callable[[float], Mistake]:
+    return _twist(lambda x: option(name, lambda value, p: value * np.exp(x)))
+
+
+def _output(x: float) -> Mistake:
+    return forward(lambda given: {"o": given.right["o"] * np.exp(x)})
+
+
+FACTORS = (
+    Factor("scale off by a factor", "the scale is {x} % too {large}", "log_scale", _twist(_scale)),
+    Factor("softcap off by a factor", "the soft cap is {x} % too {large}", "log_softcap", _times("softcap")),
+    Factor("bias off by a factor", "the bias is {x} % too {large}", "log_bias", _times("bias")),
+    Factor("alibi off by a factor", "the ALiBi slopes are {x} % too {large}", "log_bias", _times("alibi_slopes")),
+    Factor(
+        "sinks off by a factor",
+        "the sinks weigh {x} % too {much}",
+        "sink",
+        _twist(lambda x: option("sinks", lambda value, p: value + x)),
+    ),
+    Factor("o off by a factor", "o is {x} % too {large}", "normaliser", _output),
+)
+
+
+def fit(error: Callable[[float], Array | None], first: Array) -> float | None:
+    """Return the x at which `error(x)` is smallest, by Gauss and Newton from 0, where it is `first`; None if none is."""
+    x, now, size = 0.0, first, float(np.linalg.norm(first))
+    for _ in range(8):
+        ahead = error(x + STEP)
+        if ahead is None:
+            return None
+        slope = (ahead - now) / STEP
+        along = float((slope * slope).sum())
+        if not along > 0 or not np.isfinite(along):
+            return None
+        step = float(np.clip(-(now * slope).sum() / along, -0.7, 0.7))
+        x += step
+        there = error(x)
+        if there is None or not np.linalg.norm(there) <= 0.9 * size:
+            return None
+        now = there
+        if abs(step) < 1e-3 * abs(x) + 1e-7:
+            break
+    return x

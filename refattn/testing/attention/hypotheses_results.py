@@ -1,0 +1,188 @@
+"""Mistakes in lse, in rows that see nothing, and in the online softmax; see `hypotheses`."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from refattn.arrays import Array
+from refattn.testing.attention.hypotheses import Given, Results, convention, enter, forward, scale_of
+from refattn.testing.attention.hypotheses_lengths import TILES
+
+
+def _lse() -> None:
+    def lse(change: Callable[[Given, Array], Array | None]) -> Any:
+        """Return another lse, o being right."""
+
+        def results(given: Given) -> Results | None:
+            changed = change(given, given.right["lse"])
+            return None if changed is None else {"lse": changed}
+
+        return forward(results)
+
+    def base(declared: str, factor: float) -> Any:
+        return lse(lambda given, x: x * factor if given.contract.lse == declared else None)
+
+    enter("lse base 2", "lse has base 2", base("natural", 1 / np.log(2)))
+    enter("lse natural", "lse is the natural logarithm", base("base2", np.log(2)))
+    enter("sinks missing in lse", "lse leaves the sinks out", convention(lse_sinks=False).everywhere)
+    enter("sinks counted in lse", "lse counts the sinks", convention(lse_sinks=True).everywhere)
+    enter(
+        "lse missing the maximum",
+        "lse lacks the maximum: it is log(l) alone",
+        lse(lambda given, x: x - given.t.m[..., 0]),
+    )
+    enter(
+        "lse missing the normaliser",
+        "lse is the maximum: it lacks log(l)",
+        lse(lambda given, x: _seen(given, given.t.m[..., 0])),
+    )
+    enter("lse unscaled", "the maximum in lse is that of the scores before the scale", lse(_unscaled))
+    enter("lse negated", "lse has the wrong sign", lse(lambda given, x: -x))
+    enter("lse is the normaliser", "lse is the normaliser l, not its logarithm", lse(_normaliser))
+    enter(
+        "lse mixes bases",
+        "log2(l) is added to a maximum in natural units, or the other way round",
+        lse(_maximum_base_2),
+        lse(_sum_base_2),
+    )
+    enter(
+        "lse of blind rows inf",
+        "lse of a row that sees nothing is +inf, as in FlashAttention-2",
+        lse(_of_blind(np.inf)),
+    )
+    enter("lse of blind rows zero", "lse of a row that sees nothing is 0", lse(_of_blind(0.0)))
+    enter(
+        "lse of blind rows finite",
+        "lse of a row that sees nothing is a large negative number",
+        *(lse(_of_blind(x)) for x in LOWEST),
+    )
+    enter("lse of blind rows nan", "lse of a row that sees nothing is NaN", lse(_of_blind(np.nan)))
+
+
+LOWEST = (-1e9, -1e4, -1e30, -65504.0, -3.4028234663852886e38, -1.7014117331926443e38, -1e10, -1e5)
+"""What stands for minus infinity in some kernels."""
+
+
+def _seen(given: Given, x: Array) -> Array:
+    return np.where(given.t.blind, given.right["lse"], x)
+
+
+def _unscaled(given: Given, x: Array) -> Array | None:
+    scale = scale_of(given.p)
+    return _seen(given, given.t.m[..., 0] * (1 / scale - 1) + x) if scale not in (0, 1) else None
+
+
+def _normaliser(given: Given, x: Array) -> Array:
+    return np.exp(x - given.t.m[..., 0])
+
+
+def _maximum_base_2(given: Given, x: Array) -> Array:
+    m = given.t.m[..., 0]
+    return np.asarray(x + m * (1 / np.log(2) - 1))
+
+
+def _sum_base_2(given: Given, x: Array) -> Array:
+    m = given.t.m[..., 0]
+    return np.asarray(m + (x - m) / np.log(2))
+
+
+def _of_blind(value: float) -> Callable[[Given, Array], Array | None]:
+    return lambda given, x: np.where(given.t.blind, value, x) if given.t.blind.any() else None
+
+
+def _blind_rows() -> None:
+    def filled(lowest: float, tile: int) -> Any:
+        """Give hidden scores a large negative number: a row that sees nothing is the mean of all values, padding included."""
+
+        def results(given: Given) -> Results | None:
+            p, t = given.p, given.t
+            if not t.blind.any() or given.contract.blind_rows == "mean" or not t.v.shape[-2]:
+                return None
+            ends = p.options.get("seqlens_k") if tile else None
+            ends = np.full(len(p.q), p.k.shape[2]) if ends is None else np.asarray(ends)
+            exists = np.arange(p.k.shape[2]) < ends.reshape(-1, 1, 1, 1)
+            n = -(-ends // max(tile, 1)) * max(tile, 1)
+            n = n.reshape(-1, 1, 1, 1)
+            mean = (np.where(exists.swapaxes(-1, -2), t.v, 0)).sum(-2, keepdims=True) / np.maximum(n, 1)
+            lse = lowest + np.log(np.maximum(n, 1))[..., 0]
+            blind = t.blind & (n[..., 0] > 0)
+            return {
+                "o": np.where(blind[..., None], mean, given.right["o"]),
+                "lse": np.where(blind, lse, given.right["lse"]),
+            }
+
+        return forward(results)
+
+    def no_number(given: Given) -> Results | None:
+        """NaN for rows that see nothing; in the backward pass it reaches every value that such a row might have seen."""
+        blind = given.t.blind
+        if not blind.any() or given.contract.blind_rows == "nan":
+            return None
+        if given.p.do is None:
+            return {"o": np.where(blind[..., None], np.nan, given.right["o"])}
+        touched = blind.reshape(len(blind), given.p.k.shape[1], -1).any(-1)[..., None, None]
+        rest = {name: np.where(touched, np.nan, given.right[name]) for name in ("dk", "dv")}
+        return {"dq": np.where(blind[..., None], np.nan, given.right["dq"])} | rest
+
+    sentence = "rows that see nothing are the mean of the values: hidden scores are a large negative number, not -inf"
+    enter("blind rows mean", sentence, *(filled(x, n) for x in LOWEST[:5] for n in (0, 1, *TILES)))
+    enter("blind rows nan", "rows that see nothing are NaN: 0 / 0, or -inf less -inf", no_number)
+    enter("blind rows zero", "rows that see nothing are 0", convention(blind_rows="zero"))
+    enter(
+        "blind rows of the first key",
+        "rows that see nothing get the value of the first key",
+        forward(lambda given: _first_value(given) if given.t.blind.any() and given.t.v.shape[-2] else None),
+    )
+
+
+def _first_value(given: Given) -> Results:
+    return {"o": np.where(given.t.blind[..., None], given.t.v[..., :1, :], given.right["o"])}
+
+
+def _online() -> None:
+    def swept(tile: int, mistake: str) -> Any:
+        """Go through the keys tile by tile, as kernels do, and make one mistake with the running maximum and sum."""
+
+        def results(given: Given) -> Results | None:
+            t = given.t
+            if t.s.shape[-1] <= tile or given.p.options.get("num_splits", 1) > 1:
+                return None
+            return _sweep(given, tile, mistake)
+
+        return forward(results)
+
+    for mistake, sentence in (
+        ("accumulator not rescaled", "o is not rescaled when the running maximum grows"),
+        ("sum not rescaled", "the normaliser is not rescaled when the running maximum grows"),
+        ("accumulator rescaled twice", "o is rescaled twice when the running maximum grows"),
+        ("sum of the last tile", "the normaliser is that of the last tile of keys"),
+    ):
+        enter(mistake, sentence, *(swept(n, mistake) for n in TILES))
+
+
+def _sweep(given: Given, tile: int, mistake: str) -> Results:
+    t = given.t
+    sinks = given.p.options.get("sinks")
+    m = np.full(t.s.shape[:3], -np.inf) if sinks is None else np.broadcast_to(sinks[None, :, None], t.s.shape[:3])
+    m = m[..., None].astype(np.float64)
+    l = np.where(np.isneginf(m), 0.0, 1.0)
+    o: Any = 0.0
+    for j in range(0, t.s.shape[-1], tile):
+        s = np.where(t.visible, t.s, -np.inf)[..., j : j + tile]
+        new = np.maximum(m, s.max(axis=-1, keepdims=True))
+        safe = np.where(np.isneginf(new), 0, new)
+        p, shrink = np.exp(s - safe), np.exp(m - safe)
+        kept = np.broadcast_to(t.keep, t.s.shape)[..., j : j + tile] * p
+        l = l * (1 if mistake == "sum not rescaled" else 0 if mistake == "sum of the last tile" else shrink)
+        l = l + p.sum(axis=-1, keepdims=True)
+        by = {"accumulator not rescaled": 1, "accumulator rescaled twice": shrink**2}.get(mistake, shrink)
+        o = o * by + kept @ t.v[..., j : j + tile, :]
+        m = new
+    o = o / np.where(l == 0, 1, l)
+    return {"o": o, "lse": (m + np.log(l))[..., 0]}
+
+
+_lse()
+_blind_rows()
+_online()
