@@ -17,7 +17,7 @@ TILES = dict.fromkeys(("attention", "flash_attention", "attention_split_kv"), (6
 """Queries and keys of the tiles that are computed whole or not at all."""
 
 CONTRACT = {"p": "float32"}
-"""What the kernels claim when `refattn.testing` judges them: 16-bit inputs are computed in float32, weights included."""
+"""What the kernels claim before `refattn.testing`: 16-bit inputs are computed in float32, weights included."""
 
 LIMITS = {
     "flash_attention(on_tile)": "a compiled kernel does not stop to report its tiles; the reference does",

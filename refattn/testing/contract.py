@@ -43,7 +43,7 @@ class Contract:
     """
 
     op: str = "attention"
-    """attention, attention_vjp, or an operation of the linear-time family; see `refattn.testing.operations`."""
+    """attention, attention_vjp, or an operation of the linear-time family; see `refattn.testing.kit.OPERATIONS`."""
     dtype: str = "float32"
     """Of the arrays: float32, float16, bfloat16 or float64."""
 

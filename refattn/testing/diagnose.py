@@ -14,6 +14,7 @@ from refattn.testing.attention import (  # noqa: F401 (each enters its hypothese
     hypotheses_masks,
     hypotheses_results,
     hypotheses_scores,
+    hypotheses_tiles,
 )
 from refattn.testing.attention.cases import Case
 from refattn.testing.attention.evidence import Evidence
@@ -26,6 +27,8 @@ MOST = 12
 """How many of the failed checks, and of the passed ones, a hypothesis is held against at first."""
 LARGE = 40_000
 """Numbers in a result that is looked at only if there is no smaller one of its kind."""
+LIKELY = 0.25
+"""The score from which on a hypothesis is worth a word."""
 SMALLEST = 1e-6
 """By what factor something must be off to be worth a word."""
 AWKWARD = (
@@ -42,7 +45,7 @@ AWKWARD = (
 """Cases in which many mistakes look the same, or errors are huge."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Suspicion:
     """A hypothesis, and how it does."""
 
@@ -178,10 +181,11 @@ def _suspicions(failed: list[Evidence], passed: list[Evidence]) -> list[Suspicio
     all_ = [Suspicion(h.name, h.sentence, h.ways) for h in HYPOTHESES.values()]
     found: list[Suspicion] = []
     for patience in (1, 3):
-        found = [s for s in all_ if s.plausible(first, patience)]
-        for s in found:
+        new = [s for s in all_ if s not in found and s.plausible(first, patience)]
+        for s in new:
             s.explain(first)
-        if max((s.score for s in found), default=0) > 0.9:
+        found += new
+        if max((s.score for s in found), default=0) > 0.7:
             break
     if max((s.score for s in found), default=0) < 0.5:
         found += [s for factor in FACTORS if (s := _fitted(factor, first)) is not None]
@@ -191,13 +195,14 @@ def _suspicions(failed: list[Evidence], passed: list[Evidence]) -> list[Suspicio
     close = [s for s in found if s.score > best - 0.2]
     if len(close) > 1:
         for s in close:
-            s.explain(failed)
-            s.defend(passed, len(passed))
+            s.explain(failed[: 3 * MOST])
+            s.defend(passed, 3 * MOST)
     found = sorted((s for s in found if s.explained), key=lambda s: -s.score)
     kept: list[Suspicion] = []
     for s in found:
-        news = s.explained - set().union(*(other.explained for other in kept))
-        if s.score >= 0.5 * found[0].score or (news and s.score > 0.1):
+        open_ = (s.explained | s.missed) - set().union(*(other.explained for other in kept))
+        news = len(s.explained & open_) / max(1, len(open_) + len(s.against))
+        if s.score >= max(LIKELY, 0.5 * found[0].score) or (s.score >= 0.1 and news >= 0.5):
             kept.append(s)
     return kept
 

@@ -9,6 +9,7 @@ from refattn.testing.attention import cases as attention_cases
 from refattn.testing.attention import properties, properties_backward, xray
 from refattn.testing.attention.cases import LEVELS, Case
 from refattn.testing.attention.judge import Findings, analyse, judge
+from refattn.testing.attention.relations import times
 from refattn.testing.checks import Check, Run, confirmed, perform
 from refattn.testing.contract import ATTENTION_OPTIONS, Contract
 from refattn.testing.session import TIMEOUT, Session
@@ -44,7 +45,7 @@ def case_check(op: str, case: Case) -> Check:
     def run(r: Run) -> Findings:
         if case.dirty:
             p = case.problem(r.contract, r.seed)
-            loud = replace(p, options={}, v=properties.times(p.v, 64, r) if r.contract.nan else p.v)
+            loud = replace(p, options={}, v=times(p.v, 64, r) if r.contract.nan else p.v)
             if not any(name in case.features for name in ("nan", "empty")) and p.v.size:
                 r.session.call(loud)
         return confirmed(one(r, r.seed), lambda n: one(r, r.seed + 1_000_003 * n))

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from refattn.testing.attention.cases import Draw
+from refattn.testing.attention.draw import Draw
 from refattn.testing.attention.judge import analyse, judge
 from refattn.testing.attention.problem import Problem, problem
 from refattn.testing.contract import ATTENTION_OPTIONS, Contract

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from refattn.testing.formats import STORED
-from refattn.testing.verdicts import BAD, PASS, Report, Result, Waiver
+from refattn.testing.verdicts import BAD, NOT_RUN, PASS, Report, Result, Waiver
 
 NEEDED = ("check", "reason", "link")
 OPTIONAL = ("kernel", "dtype", "expires")
@@ -149,8 +149,9 @@ def _complaint(rule: WaiverRule, matched: list[Result], today: datetime.date) ->
         return f"{name} expired on {rule.expires}; {was}"
     if not matched:
         return f"{name} matches no check; {was}"
-    if all(result.verdict == PASS for result in matched):
-        passes = "the check passes" if len(matched) == 1 else f"all {len(matched)} checks pass"
+    ran = [result for result in matched if result.verdict != NOT_RUN]
+    if ran and all(result.verdict == PASS for result in ran):
+        passes = "the check passes" if len(ran) == 1 else f"all {len(ran)} checks pass"
         return f"{name} is not needed any more: {passes}; {was}"
     return None
 

@@ -61,7 +61,7 @@ BAD = {
     "None for lse": (with_result(lambda o, lse: (o, None)), "lse is NoneType; wanted an array"),
     "a string": (with_result(lambda o, lse: "done"), "o is str; wanted an array"),
     "a number": (with_result(lambda o, lse: 0.0), "o is float; wanted an array"),
-    "a scalar": (with_result(lambda o, lse: np.float32(0)), "o has shape (); wanted (2, 4, 70, 64)"),
+    "a scalar": (with_result(lambda o, lse: np.float32(0)), "o is float32; wanted an array"),
     "a dictionary": (with_result(lambda o, lse: {"o": o}), "o is dict; wanted an array"),
     "a list of numbers": (with_result(lambda o, lse: [1.0, 2.0]), "o is float; wanted an array"),
     "nested lists": (with_result(lambda o, lse: o.tolist()), "o is list; wanted an array"),
@@ -344,24 +344,103 @@ LIMITS = {
 }
 
 
+def limited(op, forbidden):
+    """Return a correct kernel that raises for what its contract rules out."""
+    kernel = {"attention": attend, "attention_vjp": attend_vjp}[op]
+
+    def checked(*arrays, **options):
+        reason = forbidden(*arrays[-3:])
+        if reason:
+            raise ValueError(reason)
+        return kernel(*arrays, **options)
+
+    return checked
+
+
+REACHED = (
+    *("normal_plain", "normal_w", "needle_257", "edge_window_7", "shape_63", "shape_5x", "no_", "memory_spread"),
+    *("mask_p", "mixture_0", "mixture_1", "lengths", "hidden_", "nan_", "grouped", "merged", "some_", "decoded"),
+    *("stale", "hull", "keys_", "xray_seqlens"),
+)
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_within_its_declared_limits_a_kernel_passes(name):
+    fields, forbidden = LIMITS[name]
+    kernel = limited("attention", forbidden)
+    report = check(kernel, Contract(**fields), "quick", only=lambda id: id.split("/")[1].startswith(REACHED))
+    assert report.ok, str(report)
+    assert report.count(PASS) > 20
+    undeclared = check(
+        kernel, Contract(), "quick", only=lambda id: id.split("/")[1].startswith(REACHED), fail_fast=True
+    )
+    assert undeclared.results[-1].message.startswith("raised ValueError: ")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("op", ["attention", "attention_vjp"])
+@pytest.mark.parametrize(
+    ("op", "dtype"), [("attention", "float32"), ("attention", "bfloat16"), ("attention_vjp", "bfloat16")]
+)
 @pytest.mark.parametrize("name", LIMITS)
 def test_within_its_declared_limits_a_kernel_passes_everything(name, op, dtype):
     fields, forbidden = LIMITS[name]
-
-    def forward(q, k, v, **options):
-        if forbidden(*(x.astype(np.float32) for x in (q, k, v)) if name == "nan" else (q, k, v)):
-            raise ValueError(forbidden(q, k, v))
-        return attend(q, k, v, **options)
-
-    def backward(do, q, k, v, **options):
-        if forbidden(*(x.astype(np.float32) for x in (q, k, v)) if name == "nan" else (q, k, v)):
-            raise ValueError(forbidden(q, k, v))
-        return attend_vjp(do, q, k, v, **options)
-
-    kernel = backward if op.endswith("_vjp") else forward
-    report = check(kernel, Contract(op=op, dtype=dtype, **fields), "standard")
+    report = check(limited(op, forbidden), Contract(op=op, dtype=dtype, **fields), "quick")
     assert report.ok, str(report)
     assert report.count(PASS) > 60
+
+
+ALWAYS = {
+    "causal": ({"causal": True}, {}),
+    "top left": ({"causal": True}, {"causal": "top_left"}),
+    "causal window": ({"causal": True, "window": (33, 0)}, {}),
+    "window": ({"window": (20, 7)}, {}),
+    "softcap and scale": ({"softcap": 2.0, "scale": 0.23}, {}),
+    "splits": ({"num_splits": 3}, {}),
+}
+
+
+@pytest.mark.parametrize("name", ALWAYS)
+@pytest.mark.parametrize("takes", ["nothing", "mask"])
+def test_what_always_holds_is_part_of_every_check(name, takes):
+    always, fields = ALWAYS[name]
+    given = always | ({"q_offset": 0} if name == "top left" else {})
+
+    def plain(q, k, v):
+        return attend(q, k, v, **given)
+
+    def masked(q, k, v, *, mask=None, seqlens_k=None):
+        return attend(q, k, v, mask=mask, seqlens_k=seqlens_k, **given)
+
+    kernel, contract = plain if takes == "nothing" else masked, Contract(always=always, **fields)
+    skipped = ("needle", "memory", "values", "keys_", "mixture", "bias", "scores", "stairs", "edge")
+    report = check(kernel, contract, "quick", only=lambda id: not id.split("/")[1].startswith(skipped))
+    assert report.ok, str(report)
+    assert report.count(PASS) > 30
+
+
+def test_what_always_holds_rules_out_other_values():
+    always = {"causal": True, "window": (33, 0)}
+
+    def kernel(q, k, v):
+        return attend(q, k, v, **always)
+
+    names = ("normal_window", "edge_window_70x333", "xray_window", "xray_causal", "permuted_keys", "nan_value")
+    report = check(kernel, Contract(always=always), "quick", only=lambda id: id.split("/")[1] in names)
+    said = {r.check.split("/")[1]: (r.verdict, r.message) for r in report.results}
+    assert said.pop("normal_window") == said.pop("xray_causal") == (PASS, "")
+    assert said.pop("edge_window_70x333") == said.pop("xray_window") == (NOT_RUN, "window is always (33, 0)")
+    assert set(said.values()) == {(NOT_RUN, "causal is always True: tokens may not change places")}
+
+
+def test_a_kernel_that_is_causal_and_does_not_declare_it_fails():
+    assert verdict(lambda q, k, v: attend(q, k, v, causal=True)).verdict == FAIL
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_a_kernel_that_prints_is_not_taken_for_one_that_rounds(dtype):
+    def kernel(q, k, v):
+        print("tile 3")
+        return attend(q, k, v)
+
+    report = check(kernel, Contract(dtype=dtype), "quick", only=PLAIN.__eq__)
+    assert [(r.verdict, r.message) for r in report.results] == [(FAIL, "wrote to standard output: 'tile 3\\n'")]

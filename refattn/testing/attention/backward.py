@@ -173,7 +173,7 @@ def _variances(p: Problem, contract: Contract, s: Slopes, u: Units, sizes: Sizes
     centred = (s.dp - s.pull) ** 2
     of_ds = t.p**2 * (centred * e2 + of_dp)  # of each pair by itself; what a whole row shares comes separately
     through = s.chain**2 * (of_ds + SHARE * (u.p**2 + 3 * u.acc**2) * t.p**2 * centred)
-    if p.options.get("softcap") is not None:  # the slope 1 - tanh² is off: by the score's error, and by its own rounding
+    if p.options.get("softcap") is not None:  # the slope 1 - tanh² is off by the score's error and by its own
         t2, cap = 1 - t.slope, p.options["softcap"]
         raw = (u.acc**2 * (t.q.shape[-1] / 2) + 2 * u.products**2 + u.q**2) * sizes.squares
         bend = SHARE * t.scale**2 * (4 * t2 * t.slope**2 * raw / cap**2 + u.acc**2 * (16 * t2**2 + t.slope**2))

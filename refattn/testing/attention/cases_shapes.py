@@ -7,7 +7,8 @@ import numpy as np
 
 from refattn.arrays import Array
 from refattn.testing import values
-from refattn.testing.attention.cases import Built, Draw, case
+from refattn.testing.attention.cases import Built, case
+from refattn.testing.attention.draw import Draw
 
 
 def sized(*size: Any, **options: Any) -> Callable[[Draw], Built]:

@@ -13,7 +13,7 @@ from refattn.testing.attention.hypotheses import Given, Mistake, Results, fitted
 from refattn.testing.session import Output
 
 SLACK = 4.0
-"""How many times the largest bound an explained result may be off: a mistake may make scores, and errors, larger."""
+"""How many times the largest bound an explained result may be off: a mistake may make scores larger, and their errors."""
 REMOVED = 0.3
 """What a hypothesis may leave of the error, as a root mean square."""
 
@@ -114,6 +114,7 @@ class Evidence:
             x, got, right = results[name][binding], self.got[name][binding], self.given.right[name][binding]
             if not got.size:
                 continue
+            tolerance *= max(1.0, _largest(np.abs(x)) / _largest(np.abs(right)))
             with np.errstate(invalid="ignore", over="ignore"):
                 error = np.where(x == got, 0, x - got)
                 unknown = np.isnan(x)  # a NaN may spread, or may not

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from refattn.arrays import Array
-from refattn.testing.attention.hypotheses import Mistake, Twist, forward, option, scale_of
+from refattn.testing.attention.backward import GRADIENTS
+from refattn.testing.attention.hypotheses import Mistake, Twist, backward, forward, option, scale_of
 
 STEP = 1e-4
 """For the derivative."""
@@ -44,6 +45,10 @@ def _times(name: str) -> Callable[[float], Mistake]:
     return _twist(lambda x: option(name, lambda value, p: value * np.exp(x)))
 
 
+def _gradient(name: str) -> Callable[[float], Mistake]:
+    return lambda x: backward(lambda given: {name: given.right[name] * np.exp(x)} if name in given.right else None)
+
+
 def _output(x: float) -> Mistake:
     return forward(lambda given: {"o": given.right["o"] * np.exp(x)})
 
@@ -60,6 +65,10 @@ FACTORS = (
         _twist(lambda x: option("sinks", lambda value, p: value + x)),
     ),
     Factor("o off by a factor", "o is {x} % too {large}", "normaliser", _output),
+    *(
+        Factor(f"{n} off by a factor", f"{n} is {{x}} % too {{large}}", f"{n}_amplitude", _gradient(n))
+        for n in GRADIENTS
+    ),
 )
 
 

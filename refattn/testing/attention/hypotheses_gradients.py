@@ -180,6 +180,55 @@ def _terms() -> None:
     also("sinks ignored", backward(_sinks_forgotten))
 
 
+def _tiles() -> None:
+    def dq(n: int) -> Mistake:
+        """dq of the last n keys, or what is left of them."""
+
+        def changed(given: Given) -> Results | None:
+            s, start = given.s, (given.p.k.shape[2] - 1) // n * n
+            if start <= 0:
+                return None
+            return {"dq": (s.ds * s.chain)[..., start:] @ s.t.k[..., start:, :]}
+
+        return backward(changed)
+
+    def over_queries(n: int, kept: Callable[[int], slice], names: tuple[str, ...]) -> Mistake:
+        """Add up over some of the queries only."""
+
+        def changed(given: Given) -> Results | None:
+            s, some = given.s, kept(given.p.q.shape[2])
+            if len(range(*some.indices(given.p.q.shape[2]))) == given.p.q.shape[2]:
+                return None
+            through = s.ds * np.broadcast_to(s.chain, s.ds.shape)
+            found = {
+                "dq": np.zeros_like(given.right["dq"]),
+                "dk": through[:, :, some].swapaxes(-1, -2) @ s.t.q[:, :, some],
+                "dv": (s.t.p * s.t.keep)[:, :, some].swapaxes(-1, -2) @ s.do[:, :, some],
+            }
+            found["dq"][:, :, some] = given.right["dq"][:, :, some]
+            if "dbias" in given.right:
+                found["dbias"] = np.zeros_like(s.ds)
+                found["dbias"][:, :, some] = s.ds[:, :, some]
+            return {name: found[name] for name in names if name in found}
+
+        return backward(changed)
+
+    everything = ("dq", "dk", "dv", "dbias")
+    for n in (16, 32, 64, 128):
+        whole: Callable[[int], slice] = lambda T, n=n: slice(0, T // n * n)  # type: ignore[misc] # noqa: E731
+        last: Callable[[int], slice] = lambda T, n=n: slice(max(0, (T - 1) // n * n), T)  # type: ignore[misc] # noqa: E731
+        enter(
+            f"dq of the last key tile of {n}", f"dq is that of the last tile of {n} keys, not the sum over tiles", dq(n)
+        )
+        also(f"queries after a multiple of {n} missing", over_queries(n, whole, everything))
+        for name in ("dk", "dv"):
+            enter(
+                f"{name} of the last query tile of {n}",
+                f"{name} is that of the last tile of {n} queries, not the sum over tiles",
+                over_queries(n, last, (name,)),
+            )
+
+
 def _lse(given: Given) -> Array:
     return np.where(np.isneginf(given.t.lse), 0, given.t.lse)[..., None]
 
@@ -221,3 +270,4 @@ def _sinks_forgotten(given: Given) -> Results | None:
 _factors()
 _sums()
 _terms()
+_tiles()

@@ -1,4 +1,4 @@
-"""Mistakes in lse, in rows that see nothing, and in the online softmax; see `hypotheses`."""
+"""Mistakes in lse, in rows that see nothing, and in how o is written; see `hypotheses`."""
 
 from collections.abc import Callable
 from typing import Any
@@ -140,49 +140,60 @@ def _first_value(given: Given) -> Results:
     return {"o": np.where(given.t.blind[..., None], given.t.v[..., :1, :], given.right["o"])}
 
 
-def _online() -> None:
-    def swept(tile: int, mistake: str) -> Any:
-        """Go through the keys tile by tile, as kernels do, and make one mistake with the running maximum and sum."""
+def _written() -> None:
+    def only(kept: Callable[[Given], Array | None], lse: bool = False) -> Any:
+        """Write o, and lse, where `kept` is True only."""
 
         def results(given: Given) -> Results | None:
-            t = given.t
-            if t.s.shape[-1] <= tile or given.p.options.get("num_splits", 1) > 1:
+            where = kept(given)
+            if where is None or where.all():
                 return None
-            return _sweep(given, tile, mistake)
+            found = {"o": np.where(where, given.right["o"], 0)}
+            return found | {"lse": np.where(where[..., 0], given.right["lse"], -np.inf)} if lse else found
 
         return forward(results)
 
-    for mistake, sentence in (
-        ("accumulator not rescaled", "o is not rescaled when the running maximum grows"),
-        ("sum not rescaled", "the normaliser is not rescaled when the running maximum grows"),
-        ("accumulator rescaled twice", "o is rescaled twice when the running maximum grows"),
-        ("sum of the last tile", "the normaliser is that of the last tile of keys"),
-    ):
-        enter(mistake, sentence, *(swept(n, mistake) for n in TILES))
+    def queries(n: int, only_one: bool) -> Any:
+        def kept(given: Given) -> Array | None:
+            Tq = given.p.q.shape[2]
+            end = Tq - (Tq % n == 1) if only_one else Tq // n * n
+            return (np.arange(Tq) < end)[:, None]
 
+        return only(kept, lse=True)
 
-def _sweep(given: Given, tile: int, mistake: str) -> Results:
-    t = given.t
-    sinks = given.p.options.get("sinks")
-    m = np.full(t.s.shape[:3], -np.inf) if sinks is None else np.broadcast_to(sinks[None, :, None], t.s.shape[:3])
-    m = m[..., None].astype(np.float64)
-    l = np.where(np.isneginf(m), 0.0, 1.0)
-    o: Any = 0.0
-    for j in range(0, t.s.shape[-1], tile):
-        s = np.where(t.visible, t.s, -np.inf)[..., j : j + tile]
-        new = np.maximum(m, s.max(axis=-1, keepdims=True))
-        safe = np.where(np.isneginf(new), 0, new)
-        p, shrink = np.exp(s - safe), np.exp(m - safe)
-        kept = np.broadcast_to(t.keep, t.s.shape)[..., j : j + tile] * p
-        l = l * (1 if mistake == "sum not rescaled" else 0 if mistake == "sum of the last tile" else shrink)
-        l = l + p.sum(axis=-1, keepdims=True)
-        by = {"accumulator not rescaled": 1, "accumulator rescaled twice": shrink**2}.get(mistake, shrink)
-        o = o * by + kept @ t.v[..., j : j + tile, :]
-        m = new
-    o = o / np.where(l == 0, 1, l)
-    return {"o": o, "lse": (m + np.log(l))[..., 0]}
+    def channels(end: Callable[[Given], int]) -> Any:
+        return only(lambda given: (np.arange(given.p.v.shape[-1]) < end(given))[None])
+
+    def by_group(given: Given) -> Results | None:
+        H, Hk = given.p.q.shape[1], given.p.k.shape[1]
+        order = np.arange(H).reshape(Hk, H // Hk).T.ravel()
+        return None if (order == np.arange(H)).all() else {"o": given.right["o"][:, order]}
+
+    enter("heads of o by group", "heads of o are written in the order (group, key head)", forward(by_group))
+    enter(
+        "value channels beyond the keys' width missing",
+        "channels of o beyond the width of q and k are not written",
+        channels(lambda given: given.p.q.shape[-1]),
+    )
+    for n in (8, 16, 32, 64):
+        enter(
+            f"value channels after a multiple of {n} missing",
+            f"channels of o behind the last multiple of {n} are not written",
+            channels(lambda given, n=n: given.p.v.shape[-1] // n * n),  # type: ignore[misc]
+        )
+    for n in TILES:
+        enter(
+            f"queries after a multiple of {n} missing",
+            f"queries behind the last whole tile of {n} are left out",
+            queries(n, False),
+        )
+        enter(
+            f"tail of one query after {n} missing",
+            f"a last tile of {n} queries that has one only is left out",
+            queries(n, True),
+        )
 
 
 _lse()
 _blind_rows()
-_online()
+_written()

@@ -120,7 +120,22 @@ def _softcap() -> None:
         capped(lambda s, c: c * np.tanh(s)),
     )
     enter("softcap is a clip", "scores are cut off at the cap", capped(lambda s, c: np.clip(s, -c, c)))
+    enter(
+        "softcap ignored in the tail tile",
+        "the last, shorter key tile skips the soft cap",
+        *(logits(_uncapped_tail(n)) for n in TILES),
+    )
     enter("softcap twice", "the soft cap is applied twice", capped(lambda s, c: c * np.tanh(np.tanh(s / c))))
+
+
+def _uncapped_tail(n: int) -> Callable[[Given], Array | None]:
+    def scores(given: Given) -> Array | None:
+        t, Tk = given.t, given.p.k.shape[2]
+        if given.p.options.get("softcap") is None or Tk % n == 0:
+            return None
+        return np.where(np.arange(Tk) >= Tk // n * n, t.product + t.bias, t.s)
+
+    return scores
 
 
 def _bias() -> None:

@@ -1,66 +1,21 @@
-"""Relations that hold between calls: exact ones to the bit, the others within twice the bound.
+"""Relations that hold between calls of a forward kernel, to the bit.
 
 They need no oracle, and so find what an oracle cannot: a workspace that keeps something of the last call, a neighbour
 in the batch that matters, a hidden value that leaks.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from refattn.arrays import Array
-from refattn.testing.attention.cases import Draw
-from refattn.testing.attention.forward import Units
-from refattn.testing.attention.judge import Findings, analyse, where
+from refattn.testing.attention import properties_near as near
+from refattn.testing.attention.judge import where
 from refattn.testing.attention.oracle import visible_pairs
-from refattn.testing.attention.problem import Problem, problem
+from refattn.testing.attention.problem import Problem
+from refattn.testing.attention.relations import Relation, as_check, base, changed, differ, put, times
 from refattn.testing.checks import Check, Run
-from refattn.testing.formats import UNIT, decode, encode
-from refattn.testing.session import Output
-
-Relation = Callable[[Run, Problem], Iterator[str]]
-
-
-def base(run: Run, *size: int, **options: Any) -> Problem:
-    """Return the standard normal problem that relations start from."""
-    rng = np.random.default_rng([303, run.seed])
-    draw = Draw(rng, run.contract)
-    q, k, v = draw.qkv(*(size or (2, 4, 2, 70, 150)))
-    do = rng.standard_normal((*q.shape[:3], v.shape[3])) if run.contract.op.endswith("_vjp") else None
-    return problem(run.contract, q, k, v, do=do, **options)
-
-
-def changed(p: Problem, **arrays: Array | None) -> Problem:
-    """Return the problem with other arrays; None, where there was none, stays None."""
-    given: dict[str, Any] = {name: x for name, x in arrays.items() if x is not None}
-    return replace(p, arrange=None, **given)
-
-
-def differ(a: Output, b: Output, take: Any = slice(None), also: Any = slice(None)) -> Iterator[str]:
-    """Say where the bits of two outputs differ, part by part."""
-    for name in a.parts:
-        if name in b.parts:
-            x, y = a.bits(name)[take], b.bits(name)[also]
-            if x.shape != y.shape:
-                yield f"{name} has another shape"
-            elif (x != y).any():
-                yield f"{name} differs in {(x != y).sum()} of {x.size} places, {where(x != y)}"
-
-
-def times(x: Array | None, factor: float, run: Run) -> Array:
-    """Return an array of the kernel's dtype times a power of two: exact."""
-    if x is None:
-        raise ValueError("there is no array to multiply")
-    return encode(decode(x, run.contract.dtype) * factor, run.contract.dtype, x.dtype == np.uint16)
-
-
-def put(x: Array, at: Any, value: Any, run: Run) -> Array:
-    """Return the array with a value put in some places."""
-    x = x.copy()
-    x[at] = encode(value, run.contract.dtype, x.dtype == np.uint16)
-    return x
+from refattn.testing.formats import decode
 
 
 def repeat(run: Run, p: Problem) -> Iterator[str]:
@@ -237,97 +192,6 @@ def nan_value(run: Run, p: Problem) -> Iterator[str]:
         yield f"a NaN in a value that is seen is swallowed in {lost} places and reaches {stray} that do not see it"
 
 
-def _near(run: Run, p: Problem, got: Array, want: Array, part: Any = slice(None)) -> Array:
-    bound = run.kept(("bound", p.sizes, tuple(sorted(p.options))), lambda: analyse(p, run.contract).parts["o"].bound)
-    return np.asarray(np.abs(got - want) > 2 * bound[part])
-
-
-def permuted_keys(run: Run, p: Problem) -> Iterator[str]:
-    """The order of keys matters only to rounding."""
-    order = np.random.default_rng(run.seed).permutation(p.k.shape[2])
-    off = _near(
-        run, p, run.session.call(changed(p, k=p.k[:, :, order], v=p.v[:, :, order]))["o"], run.session.call(p)["o"]
-    )
-    if off.any():
-        yield f"keys in another order change o beyond rounding in {off.sum()} places, {where(off)}"
-
-
-def split_keys(run: Run, p: Problem) -> Iterator[str]:
-    """Any number of splits gives the same."""
-    whole = run.session.call(p)["o"]
-    for n in (2, 3, 5, 8):
-        off = _near(run, p, run.session.call(p.with_options(num_splits=n))["o"], whole)
-        if off.any():
-            yield f"num_splits={n} changes o beyond rounding in {off.sum()} places, {where(off)}"
-
-
-def merged_halves(run: Run, p: Problem) -> Iterator[str]:
-    """Two halves of the keys, merged by their lse, are the whole."""
-    cut = -(-p.k.shape[2] // 2 // run.contract.seq_multiple) * run.contract.seq_multiple
-    problems = [changed(p, k=p.k[:, :, a], v=p.v[:, :, a]) for a in (slice(cut), slice(cut, None))]
-    halves, whole = [run.session.call(half) for half in problems], run.session.call(p)
-    if any("lse" not in out.parts for out in [*halves, whole]):
-        return
-    unit = np.log(2) if run.contract.lse == "base2" else 1.0
-    known = run.kept("halves", lambda: [analyse(x, run.contract).parts for x in [*problems, p]])
-    merged, allowed = np.zeros_like(whole["o"]), known[2]["o"].bound
-    for half, parts in zip(halves, known[:2], strict=True):
-        weight = np.exp((half["lse"] - whole["lse"]) * unit)[..., None]
-        merged = merged + weight * half["o"]
-        slack = (parts["lse"].bound + known[2]["lse"].bound)[..., None] + 4 * UNIT["float32"]
-        allowed = allowed + weight * (parts["o"].bound + 2 * slack * np.abs(half["o"]))
-    off = np.abs(merged - whole["o"]) > allowed
-    if off.any():
-        yield f"two halves merged by lse are not the whole in {off.sum()} places, {where(off)}"
-
-
-def some_queries(run: Run, p: Problem) -> Iterator[str]:
-    """Some of the queries give what they give among all."""
-    n = run.contract.seq_multiple
-    part = np.s_[:, :, n * 9 : n * 20]
-    off = _near(run, p, run.session.call(changed(p, q=p.q[part]))["o"], run.session.call(p)["o"][part], part)
-    if off.any():
-        yield f"a subset of queries differs beyond rounding in {off.sum()} places, {where(off)}"
-
-
-def decoded(run: Run, p: Problem) -> Iterator[str]:
-    """Causal rows, one call each over the keys so far, are those of one pass."""
-    p = base(run, 1, 4, 2, 70, 70, causal=True)
-    whole = run.session.call(p)["o"]
-    m = run.contract.seq_multiple
-    for t in {0, 1, 15, 16, 40, 63, 64, 69}:
-        rows, keys = np.s_[:, :, t * m : (t + 1) * m], np.s_[:, :, : (t + 1) * m]
-        if (t + 1) * m > p.k.shape[2]:
-            continue
-        one = run.session.call(changed(p, q=p.q[rows], k=p.k[keys], v=p.v[keys]))["o"]
-        off = _near(run, p, one, whole[rows], rows)
-        if off.any():
-            yield f"row {t * m} decoded over its {(t + 1) * m} keys differs beyond rounding in {off.sum()} channels"
-
-
-def shifted_logits(run: Run, p: Problem) -> Iterator[str]:
-    """The same number added to all scores of a row changes nothing but lse."""
-    shift = np.full((1, 1, 1, 1), 3.0, np.float32)
-    plain, moved = run.session.call(p), run.session.call(p.with_options(bias=shift))
-    off = _near(run, p, moved["o"], plain["o"])
-    if off.any():
-        yield f"scores shifted by 3 change o beyond rounding in {off.sum()} places, {where(off)}"
-
-
-def hull(run: Run, p: Problem) -> Iterator[str]:
-    """O lies between the smallest and the largest value."""
-    loud = changed(p, q=times(p.q, 64, run))
-    o = run.session.call(loud)["o"]
-    group = p.q.shape[1] // p.k.shape[1]
-    v = np.repeat(decode(p.v, run.contract.dtype), group, axis=1)
-    u = Units.of(run.contract)
-    low, high = v.min(axis=2, keepdims=True), v.max(axis=2, keepdims=True)
-    slack = (2 * u.p + 2 * u.out + u.products + 4 * np.sqrt(p.k.shape[2]) * u.acc) * np.maximum(abs(low), abs(high))
-    off = (o < low - slack) | (o > high + slack)
-    if off.any():
-        yield f"o lies outside the range of the values in {off.sum()} places, {where(off)}"
-
-
 def relation_checks() -> list[Check]:
     """Return the checks of a forward kernel that compare calls with each other."""
     found: list[tuple[str, Relation, tuple[str, ...], tuple[str, ...]]] = [
@@ -347,17 +211,12 @@ def relation_checks() -> list[Check]:
         ("future", future, ("causal",), ()),
         ("nan_query", nan_query, (), ("nan",)),
         ("nan_value", nan_value, (), ("nan",)),
-        ("permuted_keys", permuted_keys, (), ()),
-        ("split_keys", split_keys, ("num_splits",), ()),
-        ("merged_halves", merged_halves, (), ("lse",)),
-        ("some_queries", some_queries, (), ()),
-        ("decoded", decoded, ("causal",), ()),
-        ("shifted_logits", shifted_logits, ("bias",), ()),
-        ("hull", hull, (), ()),
+        ("permuted_keys", near.permuted_keys, (), ()),
+        ("split_keys", near.split_keys, ("num_splits",), ()),
+        ("merged_halves", near.merged_halves, (), ("lse",)),
+        ("some_queries", near.some_queries, (), ()),
+        ("decoded", near.decoded, ("causal",), ()),
+        ("shifted_logits", near.shifted_logits, ("bias",), ()),
+        ("hull", near.hull, (), ()),
     ]
     return [as_check(f"attention/{name}", relation, needs, features) for name, relation, needs, features in found]
-
-
-def as_check(id: str, relation: Relation, needs: tuple[str, ...] = (), features: tuple[str, ...] = ()) -> Check:
-    """Return a relation as a check."""
-    return Check(id, lambda run: Findings(wrong=list(relation(run, base(run)))), needs, features)

@@ -9,7 +9,8 @@ from refattn.testing.attention import properties
 from refattn.testing.attention.judge import analyse, where
 from refattn.testing.attention.oracle import visible_pairs
 from refattn.testing.attention.problem import Problem
-from refattn.testing.attention.properties import POISONS, Relation, as_check, changed, differ, put, times
+from refattn.testing.attention.properties import POISONS
+from refattn.testing.attention.relations import Relation, as_check, changed, differ, put, times
 from refattn.testing.checks import Check, Run
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from refattn.arrays import Array
-from refattn.testing.attention.cases import Draw
+from refattn.testing.attention.draw import Draw
 from refattn.testing.attention.judge import Findings
 from refattn.testing.attention.oracle import visible_pairs
 from refattn.testing.attention.problem import Problem, problem

@@ -62,6 +62,9 @@ def _contents() -> None:
         case(f"recall_{name}", _recall(name), sizes="T=16 D=16", ops=(*SUMS, *DELTAS), normal=False)
         case(f"rewrite_{name}", _recall(name, 3), sizes="T=48 D=16", ops=DELTAS, normal=False)
     case("keys_large", lambda x, a, o: _large(a), sizes="T=40", ops=SUMS)
+    short: dict[str, Any] = {"sizes": "T=40", "scored": True}
+    case("keys_of_any_length", lambda x, a, o: _any_length(x, a, "k"), ops=DELTAS, **short)
+    case("kappa_of_any_length", lambda x, a, o: _any_length(x, a, "kappa_hat"), ops=("rwkv7",), **short)
     case("keys_same", lambda x, a, o: _same(a), sizes="T=40", ops=KEYED)
     case("queries_0", _zero_rows("q"), args=("q",))
     case("keys_0", _zero_rows("k"), args=("k", "v", "q"))
@@ -77,12 +80,21 @@ def _contents() -> None:
     def nothing(x: Draw, a: Arrays, o: dict[str, Any]) -> None:
         a["k"][:, :, :9] = -6e4  # e^-60000 is 0, be it in long double: no weight at all
 
+    def small(x: Draw, a: Arrays, o: dict[str, Any]) -> None:
+        for name in ("q", "k"):  # weights of about e^-16: who adds something to the normaliser shows it
+            a[name] = 0.3 * a[name] - 8
+
+    case("weights_small", small, ops=("linear_attention",))
     case("weights_0", nothing, ops=("linear_attention",), normal=False)
     case("queries_weigh_0", put(q=-6e4), ops=("linear_attention",), normal=False)
 
 
 def _large(a: Arrays) -> None:
     a["k"] = a["k"] / np.linalg.norm(a["k"], axis=-1, keepdims=True) * 1000
+
+
+def _any_length(x: Draw, a: Arrays, name: str) -> None:
+    a[name] = a[name] * x.rng.uniform(0.4, 1.2, (*a[name].shape[:-1], 1))
 
 
 def _same(a: Arrays) -> None:

@@ -34,6 +34,8 @@ def directions(p: Problem, contract: Contract, o: Array) -> Iterator[tuple[str, 
     for name, what in (("A", "decay"), ("beta", "beta"), ("a", "a")):
         if name in x:
             yield f"log_{what}", slope(p, contract, name, x[name])
+    if "beta" in x:
+        yield "log_keys", slope(p, contract, "k", x["k"])
     if "u" in p.arrays and p.op.startswith("rwkv"):
         yield "bonus", slope(p, contract, "u", x["u"])
     if "weight" in p.arrays:
