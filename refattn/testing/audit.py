@@ -1,4 +1,4 @@
-"""Test the tests: which of the kit's mutants does a test of attention kernels notice?
+"""Test the tests: a test of attention kernels should notice each of the mutants of the kit.
 
 DeMillo, Lipton and Sayward, "Hints on Test Data Selection", Computer, 1978.
 """

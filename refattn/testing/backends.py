@@ -22,6 +22,12 @@ KERNELS = {
     "flash_attention_vjp": "attention_vjp",
 }
 """The operations of refattn that the kit's own operations judge, too."""
+CARRIED = {
+    **dict.fromkeys(("causal", "q_offset", "window", "seqlens_k"), "mask"),
+    "alibi_slopes": "bias",
+    "dropout_p": "dropout_mask",
+}
+"""The argument of refattn that an option of the kit needs."""
 DIRECT = ("scale", "softcap", "sinks", "dropout_mask", "dropout_p", "num_splits", "dlse")
 """The options that refattn takes by the same name."""
 

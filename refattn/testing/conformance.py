@@ -9,7 +9,7 @@ import numpy as np
 import refattn
 from refattn.dispatch import OPERATIONS, REFERENCE, Unsupported, known, load
 from refattn.testing import kit
-from refattn.testing.backends import KERNELS, backend_kernel
+from refattn.testing.backends import CARRIED, KERNELS, backend_kernel
 from refattn.testing.calls import Call
 from refattn.testing.cases import Case, case, cases, dtypes_here
 from refattn.testing.comparison import Wrong, arrays, compare_with_reference, leaves, quietly
@@ -108,7 +108,7 @@ def _kernel_results(
             continue
         contract = Contract(op=KERNELS[operation], dtype=dtype, **claims)
         contract = contract.with_options_of(kernel, kit.operation(contract.op).options)
-        excluded = [name for name in contract.options or () if f"{operation}({name})" in limits]
+        excluded = [name for name in contract.options or () if f"{operation}({CARRIED.get(name, name)})" in limits]
         options = tuple(name for name in contract.options or () if name not in excluded)
         for result in kit.check(kernel, replace(contract, options=options), level, seed=seed).results:
             name = result.check.partition("/")[2]

@@ -18,10 +18,10 @@ from refattn.testing.attention import (  # noqa: F401 (each enters its hypothese
 )
 from refattn.testing.attention.cases import Case
 from refattn.testing.attention.evidence import Evidence
-from refattn.testing.attention.hypotheses import HYPOTHESES, Given, Hypothesis, Mistake
+from refattn.testing.attention.hypotheses import HYPOTHESES, Given, Mistake
 from refattn.testing.attention.hypotheses_factors import FACTORS, Factor, fit
 from refattn.testing.checks import Run
-from refattn.testing.verdicts import FAIL, PASS, SUSPECT, Diagnosis, Report
+from refattn.testing.verdicts import BAD, FAIL, PASS, SUSPECT, UNDECLARED, Diagnosis, Report
 
 MOST = 12
 """How many of the failed checks, and of the passed ones, a hypothesis is held against at first."""
@@ -66,7 +66,7 @@ class Suspicion:
         return len(self.explained) / max(1, len(self.explained) + len(self.missed) + len(self.against))
 
     def plausible(self, failed: list[Evidence], patience: int) -> bool:
-        """Keep the ways that explain one of the first failed checks that they have to do with; say whether there are any."""
+        """Keep the ways that explain one of the first failed checks that they touch; say whether there are any."""
         kept = []
         for way in self.ways:
             missed = 0
@@ -139,16 +139,21 @@ def diagnose(report: Report) -> list[Diagnosis]:
     """
     if report.context is None:
         raise ValueError("diagnose: the report holds no outputs; wanted one that `check` returned in this process")
-    _, contract, chosen, run = report.context
+    _, _, chosen, run = report.context
     cases = {check.id: check.case for check in chosen if isinstance(check.case, Case)}
     judged = [r for r in report.results if r.check in cases and r.check in run.outputs]
     failed = _collected([r.check for r in judged if r.verdict in (FAIL, SUSPECT)], cases, run)
     found: list[Diagnosis] = []
+    undeclared = [r for r in report.results if r.verdict == UNDECLARED]
+    if undeclared:
+        share = len(undeclared) / len([r for r in report.results if r.verdict in BAD])
+        found.append(Diagnosis("undeclared precision", undeclared[0].message.partition(". ")[0], share))
     if failed:
         passed = _collected([r.check for r in judged if r.verdict == PASS], cases, run)
-        found = [Diagnosis(s.name, s.sentence, s.score) for s in _suspicions(failed, passed)]
-        if not found or found[0].explained < 0.5:
-            found = sorted([*found, *_estimates(report)], key=lambda d: -d.explained)
+        found += [Diagnosis(s.name, s.sentence, s.score) for s in _suspicions(failed, passed)]
+        if all(d.explained < 0.5 for d in found):
+            found += _estimates(report)
+    found.sort(key=lambda d: -d.explained)
     report.diagnoses[:] = found
     return found
 
@@ -188,7 +193,8 @@ def _suspicions(failed: list[Evidence], passed: list[Evidence]) -> list[Suspicio
         if max((s.score for s in found), default=0) > 0.7:
             break
     if max((s.score for s in found), default=0) < 0.5:
-        found += [s for factor in FACTORS if (s := _fitted(factor, first)) is not None]
+        fitted = (_fitted(factor, first) for factor in FACTORS)
+        found += [s for s in fitted if s is not None]
     for s in found:
         s.defend(passed, MOST)
     best = max((s.score for s in found), default=0)
@@ -202,7 +208,7 @@ def _suspicions(failed: list[Evidence], passed: list[Evidence]) -> list[Suspicio
     for s in found:
         open_ = (s.explained | s.missed) - set().union(*(other.explained for other in kept))
         news = len(s.explained & open_) / max(1, len(open_) + len(s.against))
-        if s.score >= max(LIKELY, 0.5 * found[0].score) or (s.score >= 0.1 and news >= 0.5):
+        if s.score >= max(LIKELY, 0.9 * found[0].score) or (s.score >= 0.1 and news >= 0.5):
             kept.append(s)
     return kept
 
@@ -210,11 +216,12 @@ def _suspicions(failed: list[Evidence], passed: list[Evidence]) -> list[Suspicio
 def _fitted(factor: Factor, failed: list[Evidence]) -> Suspicion | None:
     """Return the factor that most of the outputs agree on, if there is one."""
     estimates: list[float] = []
-    for evidence in failed:
+    touched = [e for e in failed if e.predicted(factor.mistake(0.1)) is not None]
+    for tried, evidence in enumerate(touched, 1):
         x = fit(functools.partial(_error, evidence, factor), evidence.deviations(evidence.given.right))
         if x is not None:
             estimates.append(x)
-        if len(estimates) == 5:
+        if len(estimates) == 5 or tried - len(estimates) == 3:
             break
     x = float(np.median(estimates)) if estimates else 0.0
     if abs(x) < SMALLEST:

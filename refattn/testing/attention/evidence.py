@@ -13,7 +13,7 @@ from refattn.testing.attention.hypotheses import Given, Mistake, Results, fitted
 from refattn.testing.session import Output
 
 SLACK = 4.0
-"""How many times the largest bound an explained result may be off: a mistake may make scores larger, and their errors."""
+"""How many times the largest bound a result may be off from what explains it: a mistake may make errors larger, too."""
 REMOVED = 0.3
 """What a hypothesis may leave of the error, as a root mean square."""
 

@@ -30,6 +30,10 @@ from refattn.testing.contract import Contract
 from refattn.testing.formats import TINY, UNIT, ulp
 
 SHARE = 0.18
+LEAN = 0.72
+"""By how many u a number loses that is cut off instead of rounded, on average: 1 / (2 ln 2)."""
+NARROW = 2.0**-20
+"""An accumulator that is rougher than this is taken to sum all keys one by one; others sum a tile at a time."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,10 @@ class Units:
     tile: int
     tiny_p: float
     tiny_out: float
+    lean_p: float = 0.0
+    """By what factor o shrinks, on average, where weights are cut off and their sum is not."""
+    lean_out: float = 0.0
+    """The same, where o is."""
 
     @classmethod
     def of(cls, contract: Contract) -> "Units":
@@ -69,8 +77,10 @@ class Units:
             out=cut * UNIT[n["out"]],
             exp_ulp=float(n["exp_ulp"]),
             tile=int(n["tile"]),
-            tiny_p=max(TINY[n["p"]], TINY[n["acc"]]),
-            tiny_out=TINY[n["out"]],
+            tiny_p=cut * max(TINY[n["p"]], TINY[n["acc"]]),
+            tiny_out=cut * TINY[n["out"]],
+            lean_p=LEAN * p / 2 if n["truncates"] and not n["l_rounded"] else 0.0,
+            lean_out=LEAN * UNIT[n["out"]] if n["truncates"] else 0.0,
         )
 
 
@@ -107,18 +117,20 @@ class Sizes:
 def score_error(t: Truth, u: Units, sizes: Sizes) -> Array:
     """Return delta, a bound of the error of each score, (B, H, Tq, Tk)."""
     D = t.q.shape[-1]
-    raw = (gamma(D + 3, u.acc) + 2 * u.products + u.q) * sizes.product + 2 * u.acc * np.abs(t.product)
+    operands = (1 + u.products) ** 2 * (1 + u.q)
+    raw = (operands * (1 + gamma(D + 3, u.acc)) - 1) * sizes.product + 2 * u.acc * np.abs(t.product)
     slope = t.slope
     if slope.ndim and slope.size > 1:  # a soft cap: the slope may be larger on the way
         cap = np.sqrt(np.maximum(t.slope, 0))
         slope = np.minimum(1, t.slope + 2 * raw * cap + raw**2)
     size = np.abs(t.s) + np.abs(t.m)
-    return raw * slope + 6 * u.acc * size + 6 * u.acc * sizes.added + u.s * (np.abs(t.s) + sizes.added)
+    return raw * slope * (1 + u.s) + 6 * u.acc * size + 6 * u.acc * sizes.added + u.s * (np.abs(t.s) + sizes.added)
 
 
 def weight_error(t: Truth, u: Units, sizes: Sizes) -> Array:
     """Return eps, a bound of the relative error of each weight before normalisation; 0 where hidden."""
-    delta = score_error(t, u, sizes) + 3 * u.acc * sizes.gap + 2 * u.exp_ulp * u.acc + 3 * sizes.tiles * u.acc
+    exp = 2 * u.exp_ulp * u.acc
+    delta = score_error(t, u, sizes) + 3 * u.acc * sizes.gap + exp + (exp + u.acc) * sizes.tiles
     return np.where(t.visible, np.expm1(np.minimum(delta, 50.0)), 0)
 
 
@@ -138,8 +150,10 @@ def bound(t: Truth, u: Units, sizes: Sizes, eps: Array) -> Array:
     hull = np.where(largest > 0.5, np.abs(t.v).max(axis=-2, keepdims=True, initial=0) * np.max(t.keep, initial=1), 0)
     moved = np.where(largest > 0.5, hull + np.abs(o), moved * (1 + 2 * largest))
     sums = w @ np.abs(t.v)
-    err = moved + (u.p + u.products + steps) * sums * (1 + (t.p * eps).sum(axis=-1, keepdims=True))
-    return err + (steps + u.l + 4 * u.acc) * np.abs(o) + u.tiny_p * np.abs(t.v).sum(axis=-2, keepdims=True)
+    operands = (1 + u.p) * (1 + u.products) * (1 + steps) - 1
+    err = moved + operands * sums * (1 + (t.p * eps).sum(axis=-1, keepdims=True))
+    divided = steps + u.l / (1 - u.l) + 4 * u.acc
+    return err + divided * (np.abs(o) + err) + u.tiny_p * np.abs(t.v).sum(axis=-2, keepdims=True)
 
 
 def rounded(err: Array, o: Array, u: float, tiny: float) -> Array:
@@ -166,7 +180,8 @@ def variance(t: Truth, u: Units, sizes: Sizes, e2: Array) -> Array:
         moved = np.maximum(pe @ v2 - 2 * o * (pe @ t.v) + o * o * pe.sum(axis=-1, keepdims=True), 0)
     summed = w2 @ v2
     var = moved + SHARE * (u.p**2 + u.products**2) * summed
-    var = var + SHARE * u.acc**2 * (u.tile / 2 * summed + (sizes.tiles / 3 + 7) * o**2)
+    several, rescaled = (t.k.shape[-2], t.k.shape[-2]) if u.acc > NARROW else (u.tile, sizes.tiles)
+    var = var + SHARE * u.acc**2 * (several / 2 * summed + (rescaled / 3 + 7) * o**2) + (u.lean_p * o) ** 2
     var = var + SHARE * u.l**2 * o**2 * (t.p**2).sum(axis=-1, keepdims=True)
     tilt = towards(t, t.p * np.where(t.visible, t.product * t.slope, 0))  # scale and log2(e), rounded once for all
     return var + 3 * SHARE * u.acc**2 * tilt**2 + u.tiny_p**2 / 3 * v2.sum(axis=-2, keepdims=True)
@@ -180,7 +195,7 @@ def towards(t: Truth, weights: Array) -> Array:
 def lse_error(t: Truth, u: Units, sizes: Sizes, eps: Array) -> Array:
     """Return a bound of the error of lse, (B, H, Tq)."""
     finite = np.where(np.isfinite(t.lse), np.abs(t.lse), 0)
-    sums = (t.p * eps).sum(axis=-1) + gamma(t.k.shape[-2] + sizes.tiles, u.acc) + u.l
+    sums = (t.p * eps).sum(axis=-1) + gamma(t.k.shape[-2] + sizes.tiles, u.acc) + u.l / (1 - u.l)
     return np.asarray(sums + 8 * u.acc * (finite + np.abs(t.m[..., 0]) + 1))
 
 

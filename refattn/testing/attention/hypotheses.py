@@ -82,7 +82,7 @@ class Twist:
         if twisted is None:
             return None
         right, wrong = given.s, twisted.s
-        do = decode(given.p.do, given.contract.dtype, wide_dtype(given.contract))  # type: ignore[arg-type]
+        do = decode(given.p.do, given.contract.dtype, wide_dtype(given.contract))
         seen, keep = wrong.t.visible, wrong.t.keep
         lse = np.where(np.isneginf(right.t.lse), 0, right.t.lse)[..., None]
         weights = np.where(seen, np.exp(np.minimum(np.where(seen, wrong.t.s, 0) - lse, 700)), 0)

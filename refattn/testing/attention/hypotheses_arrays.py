@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
@@ -68,12 +67,7 @@ def _arrays() -> None:
     enter("values of the first kv head", "every query head reads the values of the first key head", first)
     enter("keys of the first kv head", "every query head reads the keys of the first key head", _keys_of_first())
     for name, by in (("next", -1), ("previous", 1)):
-        enter(
-            f"values of the {name} key",
-            f"values are those of the {name} key",
-            arrays(lambda q, k, v, by=by: (q, k, np.roll(v, by, 2))),  # type: ignore[misc]
-            arrays(lambda q, k, v, by=by: (q, k, _moved(v, by))),  # type: ignore[misc]
-        )
+        enter(f"values of the {name} key", f"values are those of the {name} key", *_values_moved(by))
     enter("keys and values exchanged", "keys and values are exchanged", arrays(_exchanged))
     enter(
         "keys as values",
@@ -88,7 +82,7 @@ def _arrays() -> None:
             enter(
                 f"{what} of the {order} sequence",
                 f"every sequence reads the {what} of the {order}",
-                arrays(lambda q, k, v, s=source, what=what: _of_sequence(q, k, v, s, what)),  # type: ignore[misc]
+                _of_sequence(source, what),
             )
     enter(
         "keys and values of the first sequence",
@@ -102,21 +96,29 @@ def _keys_of_first() -> Twist:
     return arrays(lambda q, k, v: None if k.shape[1] == 1 else (q, k[:, [0] * k.shape[1]], v))
 
 
-def _moved(v: Array, by: int) -> Array:
-    moved = np.roll(v, by, 2)
-    moved[:, :, -1 if by < 0 else 0] = 0
-    return moved
+def _values_moved(by: int) -> tuple[Twist, Twist]:
+    """Take the value of another key; behind the last one, that of the first, or zeros."""
+
+    def moved(v: Array) -> Array:
+        rolled = np.roll(v, by, 2)
+        rolled[:, :, -1 if by < 0 else 0] = 0
+        return rolled
+
+    return arrays(lambda q, k, v: (q, k, np.roll(v, by, 2))), arrays(lambda q, k, v: (q, k, moved(v)))
 
 
 def _exchanged(q: Array, k: Array, v: Array) -> tuple[Array, Array, Array] | None:
     return (q, v, k) if k.shape == v.shape else None
 
 
-def _of_sequence(q: Array, k: Array, v: Array, source: Callable[[int], Array], what: str) -> Any:
-    if len(k) < 2:
-        return None
-    order = source(len(k))
-    return (q, k[order], v) if what == "keys" else (q, k, v[order])
+def _of_sequence(source: Callable[[int], Array], what: str) -> Twist:
+    def read(q: Array, k: Array, v: Array) -> tuple[Array, Array, Array] | None:
+        if len(k) < 2:
+            return None
+        order = source(len(k))
+        return (q, k[order], v) if what == "keys" else (q, k, v[order])
+
+    return arrays(read)
 
 
 def _channels() -> None:
@@ -132,18 +134,20 @@ def _channels() -> None:
 
         return Twist(twist)
 
+    def up_to_multiple(n: int) -> Twist:
+        return first(lambda D: D // n * n)
+
+    def up_to(n: int) -> Twist:
+        return first(lambda D: min(D, n))
+
     for n in (8, 16, 32):
         enter(
             f"channels after a multiple of {n} dropped",
             f"channels of q and k behind the last multiple of {n} are left out of the product",
-            first(lambda D, n=n: D // n * n),  # type: ignore[misc]
+            up_to_multiple(n),
         )
     for n in (32, 64, 128):
-        enter(
-            f"channels beyond {n} dropped",
-            f"channels of q and k beyond {n} are left out",
-            first(lambda D, n=n: min(D, n)),
-        )  # type: ignore[misc]
+        enter(f"channels beyond {n} dropped", f"channels of q and k beyond {n} are left out of the product", up_to(n))
 
 
 def _keys() -> None:
@@ -163,44 +167,51 @@ def _keys() -> None:
 
     enter("last key dropped", "the last key is dropped", kept(lambda j, n: j < n - 1))
     enter("first key dropped", "the first key is dropped", kept(lambda j, n: (j > 0) & (n > 0)))
-    for b in TILES:
+
+    def of_tiles(b: int) -> None:
         enter(
             f"tail after a multiple of {b} dropped",
             f"keys behind the last whole tile of {b} are dropped",
-            kept(lambda j, n, b=b: j < n // b * b),  # type: ignore[misc]
+            kept(lambda j, n: j < n // b * b),
         )
         enter(
             f"tail of one key after {b} dropped",
             f"a last tile of {b} that has one key only is dropped",
-            kept(lambda j, n, b=b: j < n - (n % b == 1)),  # type: ignore[misc]
+            kept(lambda j, n: j < n - (n % b == 1)),
         )
         enter(
             f"first key of every tile of {b} hidden",
             f"the first key of every tile of {b} but the first is hidden",
-            kept(lambda j, n, b=b: ((j % b != 0) | (j == 0)) & (n > 0)),  # type: ignore[misc]
+            kept(lambda j, n: ((j % b != 0) | (j == 0)) & (n > 0)),
         )
-    for n in (128, 256, 512, 1024):
-        enter(f"keys beyond {n} dropped", f"keys beyond {n} are left out", kept(lambda j, N, n=n: (j < n) & (N > 0)))  # type: ignore[misc]
+
+    def beyond(b: int) -> None:
+        enter(f"keys beyond {b} dropped", f"keys beyond {b} are left out", kept(lambda j, n: (j < b) & (n > 0)))
+
+    for b in TILES:
+        of_tiles(b)
+    for b in (128, 256, 512, 1024):
+        beyond(b)
     for b in (8, *TILES):
         enter(
             f"padding to a multiple of {b} counts as keys",
             f"the zeros behind the last key, up to a multiple of {b}, count as keys",
-            Twist(lambda p, c, b=b: _with_padding(p, c, b)),  # type: ignore[misc]
+            _with_padding(b),
         )
 
 
-def _with_padding(p: Problem, c: Contract, b: int) -> tuple[Problem, Contract] | None:
+def _with_padding(b: int) -> Twist:
     """Let keys of zeros behind the last be seen: their scores are 0, and so are their values."""
-    missing = -p.k.shape[2] % b
-    if not missing or any(
-        p.options.get(n) is not None for n in ("mask", "bias", "window", "seqlens_k", "alibi_slopes")
-    ):
-        return None
-    if p.options.get("causal") or p.options.get("dropout_mask") is not None or p.do is not None:
-        return None
-    sinks = p.options.get("sinks")
-    extra = np.log(missing)
-    return p.with_options(sinks=np.full(p.q.shape[1], extra) if sinks is None else np.logaddexp(sinks, extra)), c
+    visible = ("mask", "bias", "window", "seqlens_k", "alibi_slopes", "causal", "dropout_mask")
+
+    def twist(p: Problem, c: Contract) -> tuple[Problem, Contract] | None:
+        missing = -p.k.shape[2] % b
+        if not missing or p.do is not None or any(p.options.get(name) is not None for name in visible):
+            return None
+        sinks, extra = p.options.get("sinks"), np.log(missing)
+        return p.with_options(sinks=np.full(p.q.shape[1], extra) if sinks is None else np.logaddexp(sinks, extra)), c
+
+    return Twist(twist)
 
 
 _arrays()

@@ -73,7 +73,7 @@ FACTORS = (
 
 
 def fit(error: Callable[[float], Array | None], first: Array) -> float | None:
-    """Return the x at which `error(x)` is smallest, by Gauss and Newton from 0, where it is `first`; None if none is."""
+    """Return the x at which `error(x)` is smallest, by Gauss and Newton from `first` at 0; None if it fails."""
     x, now, size = 0.0, first, float(np.linalg.norm(first))
     for _ in range(8):
         ahead = error(x + STEP)

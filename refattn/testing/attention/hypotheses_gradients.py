@@ -68,11 +68,8 @@ def _sums() -> None:
             group = given.p.q.shape[1] // given.p.k.shape[1]
             if group == 1:
                 return None
-            if name == "dk":
-                each = (s.ds * s.chain).swapaxes(-1, -2) @ t.q
-            else:
-                each = (t.p * t.keep).swapaxes(-1, -2) @ s.do
-            return {name: each[:, which % group :: group]}
+            weights, rows = (s.ds * s.chain, t.q) if name == "dk" else (t.p * t.keep, s.do)
+            return {name: (weights.swapaxes(-1, -2) @ rows)[:, which % group :: group]}
 
         return backward(changed)
 
@@ -182,7 +179,7 @@ def _terms() -> None:
 
 def _tiles() -> None:
     def dq(n: int) -> Mistake:
-        """dq of the last n keys, or what is left of them."""
+        """Take dq of the last n keys, or of what is left of them."""
 
         def changed(given: Given) -> Results | None:
             s, start = given.s, (given.p.k.shape[2] - 1) // n * n
@@ -192,7 +189,7 @@ def _tiles() -> None:
 
         return backward(changed)
 
-    def over_queries(n: int, kept: Callable[[int], slice], names: tuple[str, ...]) -> Mistake:
+    def over_queries(kept: Callable[[int], slice], names: tuple[str, ...]) -> Mistake:
         """Add up over some of the queries only."""
 
         def changed(given: Given) -> Results | None:
@@ -213,20 +210,23 @@ def _tiles() -> None:
 
         return backward(changed)
 
-    everything = ("dq", "dk", "dv", "dbias")
-    for n in (16, 32, 64, 128):
-        whole: Callable[[int], slice] = lambda T, n=n: slice(0, T // n * n)  # type: ignore[misc] # noqa: E731
-        last: Callable[[int], slice] = lambda T, n=n: slice(max(0, (T - 1) // n * n), T)  # type: ignore[misc] # noqa: E731
+    def of_tiles(n: int) -> None:
         enter(
             f"dq of the last key tile of {n}", f"dq is that of the last tile of {n} keys, not the sum over tiles", dq(n)
         )
-        also(f"queries after a multiple of {n} missing", over_queries(n, whole, everything))
+        also(
+            f"queries after a multiple of {n} missing",
+            over_queries(lambda T: slice(0, T // n * n), ("dq", "dk", "dv", "dbias")),
+        )
         for name in ("dk", "dv"):
             enter(
                 f"{name} of the last query tile of {n}",
                 f"{name} is that of the last tile of {n} queries, not the sum over tiles",
-                over_queries(n, last, (name,)),
+                over_queries(lambda T: slice(max(0, (T - 1) // n * n), T), (name,)),
             )
+
+    for n in (16, 32, 64, 128):
+        of_tiles(n)
 
 
 def _lse(given: Given) -> Array:

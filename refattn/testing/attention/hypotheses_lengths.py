@@ -1,4 +1,4 @@
-"""Mistakes of lengths, offsets, masks and dropout: ignored, of the first sequence, of the first tile; see `hypotheses`."""
+"""Mistakes of lengths, offsets, masks and dropout: left out, of another sequence or tile; see `hypotheses`."""
 
 from collections.abc import Callable
 from dataclasses import replace

@@ -99,6 +99,11 @@ def _causal() -> None:
         with_causal(lambda x, p: x.but(top=0 * x.offset, right=None) if "q_offset" not in p.options else None),
         convention(causal="top_left"),
     )
+    enter(
+        "causal bottom right",
+        "the causal mask is aligned to the bottom right: the last query sees every key",
+        convention(causal="bottom_right"),
+    )
     enter("causal one too wide", "each query sees one key of the future", *reach(1))
     enter("causal strict", "the diagonal of the causal mask is hidden: no query sees its own key", *reach(-1))
     enter(

@@ -93,7 +93,7 @@ def _of_blind(value: float) -> Callable[[Given, Array], Array | None]:
 
 def _blind_rows() -> None:
     def filled(lowest: float, tile: int) -> Any:
-        """Give hidden scores a large negative number: a row that sees nothing is the mean of all values, padding included."""
+        """Give hidden scores a large negative number: rows that see nothing are the mean of values and padding."""
 
         def results(given: Given) -> Results | None:
             p, t = given.p, given.t
@@ -106,7 +106,7 @@ def _blind_rows() -> None:
             n = n.reshape(-1, 1, 1, 1)
             mean = (np.where(exists.swapaxes(-1, -2), t.v, 0)).sum(-2, keepdims=True) / np.maximum(n, 1)
             lse = lowest + np.log(np.maximum(n, 1))[..., 0]
-            blind = t.blind & (n[..., 0] > 0)
+            blind = t.blind & np.asarray(n[..., 0] > 0)
             return {
                 "o": np.where(blind[..., None], mean, given.right["o"]),
                 "lse": np.where(blind, lse, given.right["lse"]),
@@ -115,13 +115,13 @@ def _blind_rows() -> None:
         return forward(results)
 
     def no_number(given: Given) -> Results | None:
-        """NaN for rows that see nothing; in the backward pass it reaches every value that such a row might have seen."""
+        """Let rows that see nothing be NaN; in the backward pass it may reach every key and value."""
         blind = given.t.blind
         if not blind.any() or given.contract.blind_rows == "nan":
             return None
         if given.p.do is None:
             return {"o": np.where(blind[..., None], np.nan, given.right["o"])}
-        touched = blind.reshape(len(blind), given.p.k.shape[1], -1).any(-1)[..., None, None]
+        touched = np.asarray(blind.reshape(len(blind), given.p.k.shape[1], -1).any(axis=-1))[..., None, None]
         rest = {name: np.where(touched, np.nan, given.right[name]) for name in ("dk", "dv")}
         return {"dq": np.where(blind[..., None], np.nan, given.right["dq"])} | rest
 
@@ -164,6 +164,9 @@ def _written() -> None:
     def channels(end: Callable[[Given], int]) -> Any:
         return only(lambda given: (np.arange(given.p.v.shape[-1]) < end(given))[None])
 
+    def channels_of(n: int) -> Any:
+        return channels(lambda given: given.p.v.shape[-1] // n * n)
+
     def by_group(given: Given) -> Results | None:
         H, Hk = given.p.q.shape[1], given.p.k.shape[1]
         order = np.arange(H).reshape(Hk, H // Hk).T.ravel()
@@ -179,7 +182,7 @@ def _written() -> None:
         enter(
             f"value channels after a multiple of {n} missing",
             f"channels of o behind the last multiple of {n} are not written",
-            channels(lambda given, n=n: given.p.v.shape[-1] // n * n),  # type: ignore[misc]
+            channels_of(n),
         )
     for n in TILES:
         enter(

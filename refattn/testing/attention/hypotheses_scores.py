@@ -66,7 +66,7 @@ def _scale() -> None:
     enter(
         "scale of the padded width",
         "the default scale is that of a width rounded up",
-        *(scaled(lambda p, n=n: _padded(p, n), given=False) for n in (8, 16, 32, 64, 128)),  # type: ignore[misc]
+        *(scaled(_padded(n), given=False) for n in (8, 16, 32, 64, 128)),
         scaled(lambda p: float(2 ** int(np.ceil(np.log2(p.q.shape[-1])))) ** -0.5, given=False),
     )
     enter(
@@ -86,9 +86,12 @@ def _on_top() -> Twist:
     return scaled(lambda p: scale_of(p) * p.q.shape[-1] ** -0.5, given=True)
 
 
-def _padded(p: Problem, n: int) -> float | None:
-    width = -(-p.q.shape[-1] // n) * n
-    return None if width == p.q.shape[-1] else width**-0.5
+def _padded(n: int) -> Callable[[Problem], float | None]:
+    def scale(p: Problem) -> float | None:
+        width = -(-p.q.shape[-1] // n) * n
+        return None if width == p.q.shape[-1] else float(width**-0.5)
+
+    return scale
 
 
 def _softcap() -> None:
@@ -180,6 +183,9 @@ def _alibi() -> None:
 
     def keys(p: Problem) -> Array:
         return np.arange(p.k.shape[2])
+
+    def within(n: int) -> Callable[[Array, Problem], Array]:
+        return lambda ahead, p: np.abs(ahead - queries(p) // n * n)
 
     def slopes(change: Callable[[Array], Array]) -> Twist:
         return option("alibi_slopes", lambda x, p: change(x))

@@ -3,6 +3,7 @@
 Which tiles a kernel takes is not known from outside, so the usual sizes are tried.
 """
 
+import math
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,7 @@ def sweep(given: Given, tile: int, mistake: str) -> Results:
     t, sinks = given.t, given.p.options.get("sinks")
     m: Any = np.full((*t.s.shape[:3], 1), -np.inf)
     if sinks is not None:
-        m = m * 0 + np.nan_to_num(sinks, neginf=-np.inf)[None, :, None, None] if np.isfinite(sinks).all() else m
+        m[:] = sinks[None, :, None, None]
     l, o = np.where(np.isneginf(m), 0.0, 1.0), np.zeros(t.o.shape)
     for j in range(0, t.s.shape[-1], tile):
         s = np.where(t.visible, t.s, -np.inf)[..., j : j + tile]
@@ -81,7 +82,8 @@ def _parts() -> None:
 def merge(given: Given, tile: int, n: int, mistake: str) -> Results:
     """Split the keys into n parts of whole tiles, and make one mistake when the parts are merged."""
     t, right = given.t, given.right
-    step = -(-(-(-t.s.shape[-1] // tile)) // n) * tile
+    tiles = math.ceil(t.s.shape[-1] / tile)
+    step = math.ceil(tiles / n) * tile
     o, lse = [], []
     sink = given.p.options.get("sinks")
     for part in range(n):

@@ -108,7 +108,7 @@ def direction(name: str, d: Array, sigma: Array, model: "Model | None" = None) -
     size = float((weighed * d).sum())
     if not size > 0 or not np.isfinite(size):
         return None
-    own = size if model is None else float(model.along(weighed).sum())
+    own = size if model is None else float(model.along(weighed).sum()) + model.leaning(weighed)
     return Direction(name, weighed, size, float(np.sqrt(own)))
 
 
@@ -121,6 +121,7 @@ class Model:
 
     def __init__(self, t: Truth, u: Units, sigma: Array, e2: Array) -> None:
         self.t, self.own, self.o = t, SHARE * (u.p**2 + u.products**2), np.nan_to_num(t.o)
+        self.lean = u.lean_p + u.lean_out
         self.w2 = (t.p * t.keep) ** 2
         self.moved = self.w2 * e2
         v2 = t.v**2
@@ -132,7 +133,12 @@ class Model:
         values = weighed @ self.t.v.swapaxes(-1, -2)
         centred = values - (weighed * self.o).sum(axis=-1, keepdims=True)
         shared = (self.own * self.w2 * values**2 + self.moved * centred**2).sum(axis=-1)
-        return np.asarray((weighed**2 * self.rest).sum(axis=-1) + shared)
+        lean = (self.lean * (weighed * self.o).sum(axis=-1)) ** 2
+        return np.asarray((weighed**2 * self.rest).sum(axis=-1) + shared + lean)
+
+    def leaning(self, weighed: Array) -> float:
+        """Return the square of what Σ e w is where every number is cut off, and o too small everywhere."""
+        return float((self.lean * (weighed * self.o).sum()) ** 2)
 
 
 def row_scales(error: Array, weighed: Array, deviation: Array) -> float:

@@ -1,9 +1,19 @@
 """Kernels that are wrong in one place: what a test of attention must notice.
 
-`kernel.py` and `backward.py` are correct. A mutant is a patch of their source; the other files are the catalogue.
+`kernel.py`, `backward.py`, `recurrence.py` and `recurrence_ssm.py` are correct. A mutant is a patch of their source; the
+other files are the catalogue.
 """
 
-from refattn.testing.mutants import gradients, meaning, memory, rounding, softmax, tiling, visibility
+from refattn.testing.mutants import (
+    gradients,
+    meaning,
+    memory,
+    recurrence_ssm_catalogue,
+    rounding,
+    softmax,
+    tiling,
+    visibility,
+)
 from refattn.testing.mutants.patch import Mutant, correct
 
 __all__ = ["MUTANTS", "Mutant", "correct", "mutants"]
@@ -16,6 +26,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *rounding.MUTANTS,
     *memory.MUTANTS,
     *gradients.MUTANTS,
+    *recurrence_ssm_catalogue.ALL,
 )
 """All of them; the names are unique within an operation."""
 

@@ -2,6 +2,7 @@
 
 from refattn.testing.mutants import recurrence_catalogue
 from refattn.testing.mutants.patch import Mutant
+from refattn.testing.mutants.recurrence_catalogue import wrong
 
 _SOFT = "    if dt_softplus:\n        step = _softplus(step)\n"
 _CLIP = "    step = np.clip(step, *(acc.type(limit) for limit in dt_limit))\n"
@@ -16,16 +17,12 @@ _OF = "begin = initial_state if initial_state is None or cu_seqlens is None else
 _BEGIN = "if initial_state is None else initial_state.astype(acc)"
 
 
-def _wrong(name: str, old: str, new: str, op: str) -> Mutant:
-    return Mutant(name, "recurrences", old, new, op)
-
-
 def _ssd(name: str, old: str, new: str) -> Mutant:
-    return _wrong(name, old, new, "ssd")
+    return wrong(name, old, new, "ssd")
 
 
 def _scan(name: str, old: str, new: str) -> Mutant:
-    return _wrong(name, old, new, "selective_scan")
+    return wrong(name, old, new, "selective_scan")
 
 
 SSD = (
@@ -75,7 +72,7 @@ SSD = (
         "        g[:, :, stop - (stop - first) % (chunk or 1) : stop] *= 0.5",
     ),
     _ssd(
-        "the chunk's sums are in float16",
+        "the chunk's sums in float16",
         "@ x[:, :, : t + 1])[..., 0, :]",
         "@ x[:, :, : t + 1])[..., 0, :].astype(np.float16)",
     ),
@@ -116,11 +113,11 @@ SCANS = (
 
 
 def _six(name: str, old: str, new: str) -> Mutant:
-    return _wrong(name, old, new, "rwkv6")
+    return wrong(name, old, new, "rwkv6")
 
 
 def _seven(name: str, old: str, new: str) -> Mutant:
-    return _wrong(name, old, new, "rwkv7")
+    return wrong(name, old, new, "rwkv7")
 
 
 _UPDATE = "        S = S + K[:, :, t, :, None] * V[:, :, t, None, :]\n"
