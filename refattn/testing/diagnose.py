@@ -19,7 +19,7 @@ from refattn.testing.attention import (  # noqa: F401 (each enters its hypothese
 from refattn.testing.attention.cases import Case
 from refattn.testing.attention.evidence import Evidence
 from refattn.testing.attention.hypotheses import HYPOTHESES, Given, Mistake
-from refattn.testing.attention.hypotheses_factors import FACTORS, Factor, fit
+from refattn.testing.attention.hypotheses_factors import FACTORS, SHIFTS, STEPS, Factor, Shift, fit
 from refattn.testing.checks import Run
 from refattn.testing.verdicts import BAD, FAIL, PASS, SUSPECT, UNDECLARED, Diagnosis, Report
 
@@ -193,7 +193,7 @@ def _suspicions(failed: list[Evidence], passed: list[Evidence]) -> list[Suspicio
         if max((s.score for s in found), default=0) > 0.7:
             break
     if max((s.score for s in found), default=0) < 0.5:
-        fitted = (_fitted(factor, first) for factor in FACTORS)
+        fitted = [*(_fitted(factor, first) for factor in FACTORS), *(_shifted(shift, first) for shift in SHIFTS)]
         found += [s for s in fitted if s is not None]
     for s in found:
         s.defend(passed, MOST)
@@ -229,6 +229,17 @@ def _fitted(factor: Factor, failed: list[Evidence]) -> Suspicion | None:
     found = Suspicion(factor.name, factor.says(x), (factor.mistake(x),))
     found.explain(failed)
     return found if found.score >= 0.5 else None
+
+
+def _shifted(shift: Shift, failed: list[Evidence]) -> Suspicion | None:
+    """Return by how many keys something is off, if a number explains the first failed checks that it touches."""
+    touched = [e for e in failed if any(e.predicted(way) is not None for way in shift.ways(1))][:3]
+    for n in (sign * step for step in STEPS for sign in (1, -1)):
+        found = Suspicion(shift.name, shift.says(n), shift.ways(n))
+        if touched and all(found.plausible([evidence], 1) for evidence in touched):
+            found.explain(failed)
+            return found
+    return None
 
 
 def _error(evidence: Evidence, factor: Factor, x: float) -> Array | None:

@@ -67,19 +67,23 @@ def encode(x: Any, name: str, uint16: bool = False) -> Array:
 
 def decode(x: Array, name: str, wide: Any = np.float64) -> NDArray[Any]:
     """Return the numbers of an array in format `name` as float64 (or `wide`)."""
-    if name == "bfloat16" and x.dtype == np.uint16:
-        bits = x.astype(np.uint32) << np.uint32(16)
-        return np.ascontiguousarray(bits).view(np.float32).reshape(x.shape).astype(wide)
-    return x.astype(wide)
+    with np.errstate(invalid="ignore"):  # a signalling NaN
+        if name == "bfloat16" and x.dtype == np.uint16:
+            bits = x.astype(np.uint32) << np.uint32(16)
+            return np.ascontiguousarray(bits).view(np.float32).reshape(x.shape).astype(wide)
+        return x.astype(wide)
 
 
 def round_to(x: Any, name: str) -> NDArray[np.float64]:
     """Return `x`, rounded to format `name`, in float64."""
     if name != "tf32":
         return decode(encode(x, name), name)
-    bits = np.ascontiguousarray(np.asarray(x, np.float32)).view(np.uint32)
-    rounded = (bits + np.uint32(0xFFF) + ((bits >> np.uint32(13)) & np.uint32(1))) & np.uint32(0xFFFFE000)
-    return rounded.view(np.float32).reshape(np.shape(x)).astype(np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):
+        narrow = np.ascontiguousarray(np.asarray(x).astype(np.float32))
+        bits = narrow.view(np.uint32)
+        rounded = (bits + np.uint32(0xFFF) + ((bits >> np.uint32(13)) & np.uint32(1))) & np.uint32(0xFFFFE000)
+        numbers = np.where(np.isnan(narrow), np.float32(np.nan), rounded.view(np.float32))
+        return numbers.reshape(np.shape(x)).astype(np.float64)
 
 
 def ulp(x: Any, name: str) -> NDArray[np.float64]:

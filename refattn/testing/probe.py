@@ -15,7 +15,7 @@ from refattn.testing.session import Hang, Output, Session, captured_output
 
 SIZE = (2, 4, 4, 24, 40, 32)
 """B, H, Hk, Tq, Tk, D of a probe: keys and queries differ in number, so that the alignment of a mask shows."""
-ROUGH = {"products": "bfloat16", "out": "bfloat16"}
+ROUGH: dict[str, Any] = {"products": "bfloat16", "out": "bfloat16"}
 """What the meaning is judged in, so that it shows whatever the precision is: mistakes of meaning are much larger."""
 IMPATIENT = 1.0
 """Seconds that a call may take once the kernel has hung."""

@@ -117,7 +117,7 @@ def repeated(x: Array) -> Array:
 
 def spread(x: Array) -> Array:
     """Return a view of every second number of every axis of a larger array, the gaps full of NaN."""
-    room = np.full([2 * n for n in x.shape], np.nan).astype(x.dtype)
+    room = np.full([2 * n for n in x.shape], np.nan if x.dtype != np.uint16 else 0x7FC0).astype(x.dtype)
     room[tuple(slice(None, None, 2) for _ in x.shape)] = x
     return room[tuple(slice(None, None, 2) for _ in x.shape)]
 

@@ -69,7 +69,7 @@ def statistics(analysis, output, contract):
         for direction in directions:
             theta, t = direction.estimate(np.nan_to_num(error))
             if abs(theta) > analysis.limits.theta:
-                yield "score |T|", abs(t)
+                yield "score T", abs(t)
 
 
 def calibrate(op, dtype, runs):
@@ -88,7 +88,7 @@ def calibrate(op, dtype, runs):
                 for name, x in statistics(analysis, session.call(p), own):
                     seen[name].append(float(x))
     limits = thresholds(contract, backward=op.endswith("vjp"))
-    known = {"z_rms": limits.z_rms, "z_max": limits.z_max, "score |T|": limits.score, "row_scale": limits.row_scale}
+    known = {"z_rms": limits.z_rms, "z_max": limits.z_max, "score T": limits.score, "row_scale": limits.row_scale}
     known["share of the sound bound"] = 1.0
     for name, values in sorted(seen.items()):
         x, limit = np.array(values), known[name]

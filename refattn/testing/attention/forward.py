@@ -56,9 +56,9 @@ class Units:
     tiny_p: float
     tiny_out: float
     lean_p: float = 0.0
-    """By what factor o shrinks, on average, where weights are cut off and their sum is not."""
-    lean_out: float = 0.0
-    """The same, where o is."""
+    """By what factor weights shrink, on average, where they are cut off."""
+    cut_to: str | None = None
+    """The format that o is cut off to."""
 
     @classmethod
     def of(cls, contract: Contract) -> "Units":
@@ -79,8 +79,8 @@ class Units:
             tile=int(n["tile"]),
             tiny_p=cut * max(TINY[n["p"]], TINY[n["acc"]]),
             tiny_out=cut * TINY[n["out"]],
-            lean_p=LEAN * p / 2 if n["truncates"] and not n["l_rounded"] else 0.0,
-            lean_out=LEAN * UNIT[n["out"]] if n["truncates"] else 0.0,
+            lean_p=LEAN * p / 2 if n["truncates"] else 0.0,
+            cut_to=n["out"] if n["truncates"] else None,
         )
 
 
@@ -181,10 +181,19 @@ def variance(t: Truth, u: Units, sizes: Sizes, e2: Array) -> Array:
     summed = w2 @ v2
     var = moved + SHARE * (u.p**2 + u.products**2) * summed
     several, rescaled = (t.k.shape[-2], t.k.shape[-2]) if u.acc > NARROW else (u.tile, sizes.tiles)
-    var = var + SHARE * u.acc**2 * (several / 2 * summed + (rescaled / 3 + 7) * o**2) + (u.lean_p * o) ** 2
+    var = var + SHARE * u.acc**2 * (several / 2 * summed + (rescaled / 3 + 7) * o**2)
+    var = var + leaning(t, u) ** 2
     var = var + SHARE * u.l**2 * o**2 * (t.p**2).sum(axis=-1, keepdims=True)
     tilt = towards(t, t.p * np.where(t.visible, t.product * t.slope, 0))  # scale and log2(e), rounded once for all
     return var + 3 * SHARE * u.acc**2 * tilt**2 + u.tiny_p**2 / 3 * v2.sum(axis=-2, keepdims=True)
+
+
+def leaning(t: Truth, u: Units) -> Array:
+    """Return by how much o is too small, on average, where weights are cut off: all but the largest, which is 1."""
+    if not u.lean_p:
+        return np.zeros_like(t.o)
+    cut = u.lean_p * t.p * t.keep * (t.s < t.m)
+    return cut @ t.v - (np.nan_to_num(t.o) * cut.sum(axis=-1, keepdims=True) if u.l else 0)
 
 
 def towards(t: Truth, weights: Array) -> Array:

@@ -168,7 +168,12 @@ def arrays(change: Callable[[Array, Array, Array], tuple[Array, Array, Array] | 
 
 def full(name: str, change: Callable[[Array, Problem], Array]) -> Twist:
     """Read a mask or a bias otherwise; `change` gets it as (B, H, Tq, Tk)."""
-    return option(name, lambda x, p: change(np.broadcast_to(x, (*p.q.shape[:3], p.k.shape[2])), p))
+
+    def changed(x: Array, p: Problem) -> Array:
+        shape = (*p.q.shape[:3], p.k.shape[2])
+        return np.broadcast_to(change(np.broadcast_to(x, shape), p), shape)
+
+    return option(name, changed)
 
 
 def distances(measure: Callable[[Array, Problem], Array | None]) -> Twist:

@@ -8,6 +8,7 @@ import numpy as np
 from refattn.arrays import Array
 from refattn.testing.attention.backward import GRADIENTS
 from refattn.testing.attention.hypotheses import Mistake, Twist, backward, forward, option, scale_of
+from refattn.testing.attention.hypotheses_masks import View, looks
 
 STEP = 1e-4
 """For the derivative."""
@@ -70,6 +71,60 @@ FACTORS = (
         for n in GRADIENTS
     ),
 )
+
+
+@dataclass(frozen=True)
+class Shift:
+    """Something that may be off by a number of keys."""
+
+    name: str
+    more: str
+    """The sentence for n > 0, with {n} for the number."""
+    less: str
+    change: Callable[[View, int], View | None]
+
+    def ways(self, n: int) -> tuple[Mistake, ...]:
+        """Return what a kernel does that is n off, in both passes or in the backward pass alone."""
+        twist = looks(lambda x, p: self.change(x, n))
+        return twist.everywhere, twist.backwards
+
+    def says(self, n: int) -> str:
+        """Return the sentence."""
+        return (self.more if n > 0 else self.less).format(n=abs(n))
+
+
+def _moved(x: View, n: int) -> View | None:
+    places = x.causal is not None or x.left is not None or x.right is not None
+    return x.but(offset=x.offset + n) if places else None
+
+
+SHIFTS = (
+    Shift(
+        "causal off by some keys",
+        "each query sees {n} keys of the future",
+        "the causal mask hides {n} keys up to the diagonal",
+        lambda x, n: None if x.causal is None else x.but(causal=n),
+    ),
+    Shift(
+        "window left off by some keys",
+        "the window reaches {n} keys too far to the left",
+        "the window ends {n} keys early on the left",
+        lambda x, n: None if x.left is None else x.but(left=x.left + n),
+    ),
+    Shift(
+        "window right off by some keys",
+        "the window reaches {n} keys too far to the right",
+        "the window ends {n} keys early on the right",
+        lambda x, n: None if x.right is None else x.but(right=x.right + n),
+    ),
+    Shift(
+        "offset off by some keys",
+        "queries are placed {n} keys too late",
+        "queries are placed {n} keys too early",
+        _moved,
+    ),
+)
+STEPS = (*range(1, 9), 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129)
 
 
 def fit(error: Callable[[float], Array | None], first: Array) -> float | None:

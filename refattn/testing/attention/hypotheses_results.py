@@ -172,6 +172,10 @@ def _written() -> None:
         order = np.arange(H).reshape(Hk, H // Hk).T.ravel()
         return None if (order == np.arange(H)).all() else {"o": given.right["o"][:, order]}
 
+    enter("heads of o reversed", "heads of o are in reverse order", forward(_reversed))
+    enter(
+        "o zero everywhere", "o is 0 everywhere: it is not written", forward(lambda given: {"o": 0 * given.right["o"]})
+    )
     enter("heads of o by group", "heads of o are written in the order (group, key head)", forward(by_group))
     enter(
         "value channels beyond the keys' width missing",
@@ -195,6 +199,10 @@ def _written() -> None:
             f"a last tile of {n} queries that has one only is left out",
             queries(n, True),
         )
+
+
+def _reversed(given: Given) -> Results:
+    return {name: x[:, ::-1] for name, x in given.right.items()}
 
 
 _lse()

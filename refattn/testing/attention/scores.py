@@ -19,12 +19,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from refattn.arrays import Array
-from refattn.testing.attention.forward import SHARE, Units, towards
+from refattn.testing.attention.forward import SHARE, Units, leaning, towards
 from refattn.testing.attention.oracle import Truth, offsets
 from refattn.testing.attention.problem import Problem
 from refattn.testing.contract import Contract
+from refattn.testing.formats import ulp
 
 TILES = (16, 32, 64, 128)
+UNSURE = 0.1
+"""The deviation of a mean that is known but for the distribution of mantissas, as a share of it."""
 
 
 def directions(p: Problem, contract: Contract, t: Truth) -> Iterator[tuple[str, Array]]:
@@ -95,10 +98,12 @@ class Direction:
     """Σ d² / sigma²."""
     deviation: float
     """The standard deviation of Σ e d / sigma² for a correct kernel."""
+    expected: float = 0.0
+    """Its mean: not 0 where numbers are cut off."""
 
     def estimate(self, error: Array) -> tuple[float, float]:
         """Return theta and T."""
-        along = float((error * self.weighed).sum())
+        along = float((error * self.weighed).sum()) - self.expected
         return along / self.size, along / self.deviation
 
 
@@ -108,8 +113,10 @@ def direction(name: str, d: Array, sigma: Array, model: "Model | None" = None) -
     size = float((weighed * d).sum())
     if not size > 0 or not np.isfinite(size):
         return None
-    own = size if model is None else float(model.along(weighed).sum()) + model.leaning(weighed)
-    return Direction(name, weighed, size, float(np.sqrt(own)))
+    if model is None:
+        return Direction(name, weighed, size, float(np.sqrt(size)))
+    own, lean = float(model.along(weighed).sum()), model.leaning(weighed)
+    return Direction(name, weighed, size, float(np.sqrt(own + (UNSURE * lean) ** 2)), lean)
 
 
 class Model:
@@ -121,7 +128,9 @@ class Model:
 
     def __init__(self, t: Truth, u: Units, sigma: Array, e2: Array) -> None:
         self.t, self.own, self.o = t, SHARE * (u.p**2 + u.products**2), np.nan_to_num(t.o)
-        self.lean = u.lean_p + u.lean_out
+        self.lean = leaning(t, u)
+        if u.cut_to is not None:
+            self.lean = self.lean + np.sign(self.o) * ulp(self.o, u.cut_to) / 2
         self.w2 = (t.p * t.keep) ** 2
         self.moved = self.w2 * e2
         v2 = t.v**2
@@ -133,12 +142,12 @@ class Model:
         values = weighed @ self.t.v.swapaxes(-1, -2)
         centred = values - (weighed * self.o).sum(axis=-1, keepdims=True)
         shared = (self.own * self.w2 * values**2 + self.moved * centred**2).sum(axis=-1)
-        lean = (self.lean * (weighed * self.o).sum(axis=-1)) ** 2
+        lean = (weighed * self.lean).sum(axis=-1) ** 2
         return np.asarray((weighed**2 * self.rest).sum(axis=-1) + shared + lean)
 
     def leaning(self, weighed: Array) -> float:
-        """Return the square of what Σ e w is where every number is cut off, and o too small everywhere."""
-        return float((self.lean * (weighed * self.o).sum()) ** 2)
+        """Return the mean of Σ e w: where numbers are cut off, o is too small everywhere."""
+        return -float((weighed * self.lean).sum())
 
 
 def row_scales(error: Array, weighed: Array, deviation: Array) -> float:

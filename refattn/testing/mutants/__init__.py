@@ -1,7 +1,7 @@
 """Kernels that are wrong in one place: what a test of attention must notice.
 
-`kernel.py`, `backward.py`, `recurrence.py` and `recurrence_ssm.py` are correct. A mutant is a patch of their source; the
-other files are the catalogue.
+`kernel.py`, `backward.py`, `recurrence.py` and `recurrence_ssm.py` are correct. A mutant is a patch of their source;
+the other files are the catalogue.
 """
 
 from refattn.testing.mutants import (
