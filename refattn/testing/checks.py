@@ -133,8 +133,8 @@ def perform(check: Check, run: Run) -> Result:
             run.outputs.pop(check.id, None)  # the numbers are right: there is nothing to explain about them
         wrong = [*wrong, f"wrote to standard output: {printed()[:80]!r}"]
     seconds = time.perf_counter() - start
-    if wrong:
-        return Result(check.id, FAIL, "\n".join([*wrong, *suspect.values()]), figures, seconds, pictures)
+    if wrong:  # what statistics say besides stands in the figures
+        return Result(check.id, FAIL, "\n".join(wrong), figures, seconds, pictures)
     if suspect:
         return Result(check.id, SUSPECT, "\n".join(suspect.values()), figures, seconds, pictures)
     return Result(check.id, PASS, "", figures, seconds)

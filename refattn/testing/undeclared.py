@@ -99,7 +99,10 @@ def _described(
             return None
         for what, other in declarations(contract):
             likelihood = sizes.likelihood(other)
-            if likelihood is not None and all(_right(p, output, other, CLOSE) for p, output in normal):
+            if likelihood is None:
+                continue
+            rest = [_Sizes(*one, contract).likelihood(other) for one in normal[1:]]
+            if None not in rest and all(_right(p, output, other, CLOSE) for p, output in normal):
                 likely.append((likelihood, what, other))
     if len(likely) > 1:
         some = list(others)
@@ -144,6 +147,8 @@ class _Sizes:
             other_rounding = _rms(sigma["lse"]) > 3 * _rms(self.declared["lse"])
             if not (0.6 if other_rounding else 0) <= _rms(z["lse"]) <= (2 if other_rounding else 4):
                 return None
+            if other_rounding and abs(z["lse"].mean()) > 5 * _rms(z["lse"]) / np.sqrt(z["lse"].size):
+                return None  # roundings to nearest cancel
         return -sum(float((np.log(sigma[n]) + x**2 / 2).sum()) for n, x in z.items())
 
 

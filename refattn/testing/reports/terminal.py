@@ -1,4 +1,4 @@
-"""A report as text: what failed and why first, what was left out and the sums last."""
+"""A report as text: why it failed and where first, what was left out and the sums last."""
 
 import importlib.util
 import sys
@@ -42,7 +42,7 @@ COLORS = {PASS: "1;32", FAIL: "1;31", SUSPECT: "1;33", UNDECLARED: "1;35", NOT_R
 """Of the terminal: the numbers of ECMA-48, "select graphic rendition"."""
 
 
-def text(report: Report, width: int = 100, color: bool = False, most: int = 12) -> str:
+def text(report: Report, width: int = 100, color: bool = False, most: int = 8) -> str:
     """Return the report as text for people.
 
     Parameters
@@ -76,7 +76,7 @@ def text(report: Report, width: int = 100, color: bool = False, most: int = 12) 
     1 check: 1 FAIL; 0.00 s
     """
     width = max(width, 40)
-    blocks = [_head(report, color), *_failures(report, width, color, most), *_explanations(report, width, color)]
+    blocks = [_head(report, color), *_explanations(report, width, color), *_failures(report, width, color, most)]
     blocks += [*_left_out(report, width, color), _foot(report, width, color)]
     return "\n\n".join(block for block in blocks if block)
 
