@@ -24,7 +24,8 @@ def test_limits_name_what_there_is(backend):
 def test_the_reference_in_low_precision(operation):
     report = check_backend("numpy", [operation], level="quick")
     assert report.ok, str(report)
-    assert report.count("PASS") == len(report.results) > 10
+    assert report.count("PASS") + report.count("NOT RUN") == len(report.results)
+    assert report.count("PASS") > 10
 
 
 @pytest.mark.slow
@@ -32,7 +33,7 @@ def test_the_reference_in_low_precision(operation):
 def test_the_reference_in_every_case(operation):
     report = check_backend("numpy", [operation], level="standard")
     assert report.ok, str(report)
-    assert report.count("PASS") == len(report.results)
+    assert report.count("PASS") + report.count("NOT RUN") == len(report.results)
 
 
 def test_every_operation_has_cases_and_bounds():

@@ -78,6 +78,8 @@ def cap_after_bias(q, k, v, *, softcap=None, bias=None):
 def blind(fill):
     def kernel(q, k, v, *, causal=False, mask=None, seqlens_k=None):
         o, lse = attend(q, k, v, causal=causal, mask=mask, seqlens_k=seqlens_k)
+        if fill == "mean" and k.shape[2] == 0:
+            return o, np.where(np.isneginf(lse), np.inf, lse)
         group = q.shape[1] // k.shape[1]
         other = np.nan if fill == "nan" else np.repeat(v, group, axis=1).mean(axis=2, keepdims=True)
         return np.where(np.isneginf(lse)[..., None], other, o).astype(q.dtype), np.where(np.isneginf(lse), np.inf, lse)

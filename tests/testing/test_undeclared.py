@@ -63,6 +63,22 @@ truncating = patched(
     ),
 )
 
+
+def in_half(q, k, v):
+    """Add everything up in float16, one term after the other."""
+    k, v = (np.repeat(x, q.shape[1] // x.shape[1], axis=1) for x in (k, v))
+    s = np.zeros((*q.shape[:3], k.shape[2]), np.float16)
+    for d in range(q.shape[-1]):
+        s = s + q[..., d, None] * k[..., None, :, d]
+    s = s * np.float16(q.shape[-1] ** -0.5)
+    m = s.max(axis=-1, keepdims=True)
+    p = np.exp(s - m)
+    l, o = np.zeros(m.shape, np.float16), np.zeros((*q.shape[:3], v.shape[-1]), np.float16)
+    for j in range(k.shape[2]):
+        l, o = l + p[..., j, None], o + p[..., j, None] * v[..., None, j, :]
+    return o / l, (m + np.log(l.astype(np.float32)))[..., 0]
+
+
 KERNELS = {
     "P rounded to bfloat16": ("float32", mutant("weights are rounded to bfloat16"), "P in float32"),
     "P rounded to float16": ("float32", mutant("weights are rounded to float16"), "P in float32"),
@@ -84,6 +100,7 @@ KERNELS = {
         mutant("queries are scaled and rounded before the product"),
         "q_prescaled=False",
     ),
+    "accumulation in float16": ("float16", in_half, "accumulation in float32"),
     "conversions that truncate": ("bfloat16", truncating, "truncates=False"),
 }
 

@@ -115,9 +115,11 @@ def _bounds(p: Problem, contract: Contract, s: Slopes, u: Units, sizes: Sizes) -
     lse = forward.lse_error(t, u, sizes, eps)[..., None]
     eps = np.where(t.visible, np.expm1(np.minimum(np.log1p(eps) + lse, 50.0)), 0)
     do, size = np.abs(s.do), np.abs(s.do) @ np.abs(t.v).swapaxes(-1, -2) * t.keep
-    e_dp = np.where(t.visible, (gamma(Dv + 2, u.acc) + 2 * u.products) * size, 0)
+    over_values = gamma(Dv + 2, u.acc)
+    e_dp = np.where(t.visible, ((1 + u.products) ** 2 * (1 + over_values) - 1) * size, 0)
     raw = forward.bound(t, u, sizes, forward.weight_error(t, u, sizes))
-    from_o = (do * (np.abs(np.nan_to_num(t.o)) * (u.out + gamma(Dv + 2, u.acc)) + raw)).sum(-1, keepdims=True)
+    again = (1 + u.out) * (1 + over_values) - 1  # o is rounded, and summed against do
+    from_o = (do * (np.abs(np.nan_to_num(t.o)) * again + raw * (1 + again))).sum(-1, keepdims=True)
     from_p = (t.p * (eps * np.abs(s.dp) + e_dp + gamma(N + 2, u.acc) * np.abs(s.dp))).sum(-1, keepdims=True)
     e_pull = np.maximum(from_o, from_p) + 2 * u.acc * np.abs(s.pull)
     if p.options.get("dlse") is not None:
@@ -137,16 +139,11 @@ def _bounds(p: Problem, contract: Contract, s: Slopes, u: Units, sizes: Sizes) -
     e_w = t.keep * (t.p * (eps + u.p * (1 + eps)) + np.where(t.visible, u.tiny_p, 0))
     group = 2 * u.acc * (t.q.shape[1] // Hk)
     found = {
-        "dq": through @ np.abs(t.k) + over_keys * (size_through @ np.abs(t.k)),
+        "dq": (through * (1 + over_keys) + over_keys * size_through) @ np.abs(t.k),
         "dk": per_kv_head(
-            through.swapaxes(-1, -2) @ np.abs(t.q)
-            + (over_queries + group) * (size_through.swapaxes(-1, -2) @ np.abs(t.q)),
-            Hk,
+            (through * (1 + over_queries) + (over_queries + group) * size_through).swapaxes(-1, -2) @ np.abs(t.q), Hk
         ),
-        "dv": per_kv_head(
-            e_w.swapaxes(-1, -2) @ do + (over_queries + group) * (w.swapaxes(-1, -2) @ do),
-            Hk,
-        ),
+        "dv": per_kv_head((e_w * (1 + over_queries) + (over_queries + group) * w).swapaxes(-1, -2) @ do, Hk),
     }
     if p.options.get("bias") is not None:
         shape = p.options["bias"].shape

@@ -221,8 +221,9 @@ def forward_errors(t: Truth, contract: Contract) -> dict[str, Any]:
     eps = weight_error(t, u, sizes)
     if contract.blind_rows == "mean" and t.blind.any():  # equal weights, exactly
         blind = t.blind[..., None]
-        mean = t.v.mean(axis=-2, keepdims=True)
-        t = replace(t, p=np.where(blind, 1 / max(t.k.shape[-2], 1), t.p), o=np.where(blind, mean, t.o))
+        weight = 1 / max(t.k.shape[-2], 1)
+        mean = t.v.sum(axis=-2, keepdims=True) * weight
+        t = replace(t, p=np.where(blind, weight, t.p), o=np.where(blind, mean, t.o))
     o = np.nan_to_num(t.o)
     raw, e2 = bound(t, u, sizes, eps), score_variance(t, u, sizes)
     return {
