@@ -444,3 +444,18 @@ def test_a_kernel_that_prints_is_not_taken_for_one_that_rounds(dtype):
 
     report = check(kernel, Contract(dtype=dtype), "quick", only=PLAIN.__eq__)
     assert [(r.verdict, r.message) for r in report.results] == [(FAIL, "wrote to standard output: 'tile 3\\n'")]
+
+
+def test_cases_beyond_the_range_of_float16_are_not_run():
+    def said(contract):
+        names = ("scores_1e4", "values_huge", "values_tiny", "normal_plain")
+        report = check(lambda q, k, v: attend(q, k, v), contract, "quick", only=lambda id: id.split("/")[1] in names)
+        return {r.check.split("/")[1]: r.message for r in report.results if r.verdict == NOT_RUN}
+
+    assert said(Contract(dtype="bfloat16")) == {}
+    found = said(Contract(dtype="bfloat16", acc="float16"))
+    assert set(found) == {"scores_1e4", "values_huge"}
+    assert found["scores_1e4"].startswith("a product may reach ")
+    assert found["values_huge"] == "a sum may reach 2.7e+37, beyond the range of float16"
+    assert set(said(Contract(products="float16"))) == {"values_huge"}
+    assert set(said(Contract(dtype="bfloat16", s="float16"))) <= {"scores_1e4"}

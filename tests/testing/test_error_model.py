@@ -8,12 +8,15 @@ import pytest
 import refattn
 from refattn.testing import Contract, check
 from refattn.testing.attention.backward import backward_errors, gradients, over, slopes
+from refattn.testing.attention.cases import CASES
 from refattn.testing.attention.forward import Units, forward_errors
+from refattn.testing.attention.judge import analyse
 from refattn.testing.attention.oracle import added, truth
 from refattn.testing.attention.problem import problem
 from refattn.testing.backends import mask_of
 from refattn.testing.formats import UNIT, decode, encode, round_to
 from refattn.testing.mutants import correct
+from refattn.testing.session import Session
 from refattn.testing.verdicts import PASS, SUSPECT, UNDECLARED
 
 DIRECT = ("scale", "softcap", "sinks", "dropout_mask", "dropout_p")
@@ -505,65 +508,64 @@ def test_sigma_of_gradients_is_the_size_of_real_errors(dtype, high):
             assert 0.3 < figures[f"{part}_z_rms"] < high, (name, part)
 
 
-def score_of(report, name):
-    """Return the estimate and T of one score test, from the message of the only result."""
-    lines = [line for line in report.results[0].message.splitlines() if line.startswith(name)]
-    if not lines:
-        return None
-    words = lines[0].replace("(T = ", "").rstrip(")").split()
-    return float(words[-2]), float(words[-1])
+def scores_of(kernel, contract, case, seed=0):
+    """Return the estimate and T of every score test of one case."""
+    contract = contract.with_options_of(kernel)
+    p = CASES[case].problem(contract, seed)
+    analysis = analyse(p, contract)
+    error = Session(kernel, contract).call(p)["o"] - analysis.parts["o"].want
+    return {d.name: d.estimate(error) for d in analysis.directions["o"]}
+
+
+def a_thousandth_too_steep(q, k, v):
+    return correct("attention")(q, k, v, scale=(1 + 1e-3) / np.sqrt(q.shape[-1]))[0]  # lse alone would show it
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_a_scale_that_is_a_thousandth_too_large_is_measured(dtype):
-    def kernel(q, k, v):
-        return attend(q, k, v, scale=(1 + 1e-3) / np.sqrt(q.shape[-1]))[0]  # lse alone would show it at once
-
-    attend = correct("attention")
+@pytest.mark.parametrize("case", ["normal_plain", "normal_wide"])
+def test_a_scale_that_is_a_thousandth_too_large_is_measured(case, dtype):
+    contract = Contract(dtype=dtype)
     for seed in range(3):
-        for name in ("normal_plain", "normal_wide"):
-            only = f"attention/{name}".__eq__
-            report = check(kernel, Contract(dtype=dtype), "quick", seed=seed, only=only, fail_fast=True)
-            theta, t = score_of(report, "log scale of o")
-            assert not report.ok
-            assert abs(theta - 1e-3) < 2e-4 and abs(t) > 6
-            right = check(lambda q, k, v: attend(q, k, v), Contract(dtype=dtype), "quick", seed=seed, only=only)
-            assert right.ok and right.results[0].message == ""
+        theta, t = scores_of(a_thousandth_too_steep, contract, case, seed)["log_scale"]
+        assert abs(theta - 1e-3) < 2e-4 and t > 6
+        right = scores_of(lambda q, k, v: correct("attention")(q, k, v), contract, case, seed)
+        assert max(abs(t) for _, t in right.values()) < 6
+    only = f"attention/{case}".__eq__
+    assert not check(a_thousandth_too_steep, contract, "quick", only=only, fail_fast=True).ok
 
 
-def test_the_first_thing_said_of_a_wrong_scale_in_bfloat16_is_statistics():
-    def kernel(q, k, v):
-        return attend(q, k, v, scale=(1 + 1e-3) / np.sqrt(q.shape[-1]))[0]
-
-    attend = correct("attention")
-    report = check(kernel, Contract(dtype="bfloat16"), "quick", only="attention/normal_plain".__eq__)
+def test_a_wrong_scale_hides_below_the_bound_of_bfloat16():
+    report = check(a_thousandth_too_steep, Contract(dtype="bfloat16"), "quick", only="attention/normal_plain".__eq__)
     assert report.results[0].verdict == SUSPECT
     assert report.results[0].figures["bound"] < 1
+    assert "log scale of o is off by +" in report.results[0].message
 
 
 def test_a_kernel_that_rounds_is_not_one_that_cuts_off():
     """The mean of the error is part of the model, and not just room for it."""
-    kernel, contract = simple(Contract(dtype="bfloat16")), Contract(dtype="bfloat16", truncates=True)
-    report = check(kernel, contract, "quick", only="attention/normal_plain".__eq__)
-    theta, t = score_of(report, "normaliser of o")
+    contract = Contract(dtype="bfloat16", truncates=True)
+    theta, t = scores_of(simple(Contract(dtype="bfloat16")), contract, "normal_plain")["normaliser"]
     assert 0.5 * 2.0**-7 < theta < 2.0**-7 and t > 6
+    found = scores_of(simple(contract), contract, "normal_plain")
+    assert max(abs(t) for _, t in found.values()) < 3
 
 
-@pytest.mark.parametrize("name", ["normaliser", "last key"])
-def test_other_scores_are_measured(name):
-    def kernel(q, k, v):
-        if name == "normaliser":
-            o, lse = attend(*(x.astype(np.float32) for x in (q, k, v)))
-            return (o * np.float32(1.002)).astype(q.dtype), lse
+def test_other_scores_are_measured():
+    attend, contract = correct("attention"), Contract(dtype="bfloat16")
+
+    def larger(q, k, v):
+        o, lse = attend(*(x.astype(np.float32) for x in (q, k, v)))
+        return (o * np.float32(1.002)).astype(q.dtype), lse
+
+    def last_key(q, k, v):
         bias = np.zeros((1, 1, 1, k.shape[2]), np.float32)
         bias[..., -1] = np.log(0.9)
-        return attend(q, k, v, bias=bias)[0]
+        return attend(q, k, v, bias=bias)
 
-    attend = correct("attention")
-    report = check(kernel, Contract(dtype="bfloat16"), "quick", only="attention/normal_plain".__eq__)
-    theta, t = score_of(report, f"{name} of o")
-    assert abs(theta - {"normaliser": 2e-3, "last key": 0.1}[name]) < {"normaliser": 4e-4, "last key": 0.03}[name]
-    assert abs(t) > 6
+    theta, t = scores_of(larger, contract, "normal_plain")["normaliser"]
+    assert abs(theta - 2e-3) < 4e-4 and t > 6
+    theta, t = scores_of(last_key, contract, "normal_plain")["last_key"]
+    assert abs(theta - 0.1) < 0.02 and t > 6
 
 
 DETAILS = ("normal_", "needle_200", "stairs", "shape_", "values_", "ties", "hull", "permuted_keys", "softcap")
