@@ -61,7 +61,7 @@ CODES = {
     **{"float32": 1, "float64": 2, "float16": 3, "bfloat16": 4, "int32": 5, "int64": 6, "uint8": 7, "bool": 8},
     "uint32": 9,
 }
-DTYPES = {code: storage(name) if name == "bfloat16" else np.dtype(name) for name, code in CODES.items()}
+NAMES = {code: name for name, code in CODES.items()}
 RESULTS = ("o", "lse", "dq", "dk", "dv", "dbias", "dsinks")
 PIECE = 1 << 20
 
@@ -118,9 +118,9 @@ def read(stream: Source) -> dict[str, Array] | None:
         raw = _exactly(stream, ENTRY.size, "header of an entry")
         label, code, ndim, *dims, nbytes = ENTRY.unpack(raw)
         shape = dims[:ndim]
-        if code not in DTYPES or ndim > 6 or min(shape, default=0) < 0:
+        if code not in NAMES or ndim > 6 or min(shape, default=0) < 0:
             raise NotAMessage(f"an entry has dtype {code}, ndim {ndim} and dims {dims}")
-        dtype = DTYPES[code]
+        dtype = storage("bfloat16") if NAMES[code] == "bfloat16" else np.dtype(NAMES[code])
         if nbytes != int(np.prod(shape, dtype=object)) * dtype.itemsize:
             raise NotAMessage(f"an entry of {dtype} {tuple(shape)} says that it has {nbytes} bytes")
         data = _exactly(stream, nbytes + -nbytes % 8, "data of an entry")[:nbytes]
