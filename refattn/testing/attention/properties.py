@@ -133,12 +133,15 @@ POISONS = (("1e4", 1e4), ("nan", np.nan), ("inf", np.inf))
 
 
 def hidden_keys(options: dict[str, Any]) -> Relation:
-    """What no query sees changes no bit, be it NaN."""
+    """What no query sees changes no bit, be it NaN, and gets no gradient."""
 
     def relation(run: Run, p: Problem) -> Iterator[str]:
         p = p.with_options(**options)
         plain = run.session.call(p)
         seen = np.asarray(visible_pairs(p, run.contract).any(axis=(1, 2)))
+        for name in ("dk", "dv"):
+            if name in plain.parts and any((plain[name][b, :, ~seen[b]] != 0).any() for b in range(len(seen))):
+                yield f"{name} of keys that nobody sees is not zero"
         for what, value in POISONS:
             if not run.contract.nan and what != "1e4":
                 continue
