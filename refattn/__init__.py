@@ -8,7 +8,7 @@ from refattn.dense.decode import KVCache, attention_split_kv, merge_attention
 from refattn.dense.multihead import multi_head_attention, multi_head_attention_vjp
 from refattn.dense.rope import rope, rope_vjp
 from refattn.dense.alibi import alibi_bias, alibi_slopes
-from refattn.gradients import AttentionGradients, MultiHeadGradients
+from refattn.results import AttentionGradients, MultiHeadGradients
 from refattn.dispatch import Explanation, Unsupported, backends, explain, register, unregister, use_backend
 
 __version__ = "0.1.0"

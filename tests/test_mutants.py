@@ -16,6 +16,7 @@ from refattn.dense.common import per_head, select_matmul, sum_to
 from refattn.testing import cases
 from refattn.testing.conformance import judge
 from refattn.testing.verdicts import FAIL, PASS
+from tests.mistakes import latent, packed, selected, sparse
 
 FORWARD = [
     "causal aligned to the top left",
@@ -349,6 +350,8 @@ MUTANTS = {
         for mutant in mutants
     },
 }
+for kind in (sparse, selected, packed, latent):
+    MUTANTS |= {name: (operation, function, None) for name, (operation, function) in kind.MUTANTS.items()}
 EQUIVALENT = {"attention: output transposed in memory only"}  # layout of a result is nobody's business
 
 

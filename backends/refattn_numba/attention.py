@@ -3,7 +3,7 @@
 from typing import Any
 
 from refattn.arrays import Array
-from refattn.gradients import AttentionGradients
+from refattn.results import AttentionGradients
 from refattn_numba.flash import attend, flash_attention, pull_back
 from refattn_numba.layout import problem
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from refattn.arrays import Array
-from refattn.gradients import AttentionGradients
+from refattn.results import AttentionGradients
 from refattn_numba.backward import backward, backward_bias, finite
 from refattn_numba.forward import forward
 from refattn_numba.layout import TILE_K, Problem, flat, problem, tiles_of

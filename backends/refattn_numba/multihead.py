@@ -3,7 +3,7 @@
 from typing import Any
 
 from refattn.arrays import Array, compute_dtype
-from refattn.gradients import MultiHeadGradients
+from refattn.results import MultiHeadGradients
 from refattn_numba.attention import attention
 from refattn_numba.flash import flash_attention, flash_attention_vjp
 

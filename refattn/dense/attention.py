@@ -25,8 +25,8 @@ from refattn.dense.common import (
     visible_pairs,
 )
 from refattn.dispatch import dispatched
-from refattn.gradients import AttentionGradients
 from refattn.masks import Mask
+from refattn.results import AttentionGradients
 
 
 @dispatched(check_attention)

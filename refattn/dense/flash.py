@@ -26,8 +26,8 @@ from refattn.dense.common import (
 )
 from refattn.dense.tiles import Tile, Tiles
 from refattn.dispatch import dispatched
-from refattn.gradients import AttentionGradients
 from refattn.masks import Mask
+from refattn.results import AttentionGradients
 
 
 def _check_flash(q: Any, k: Any, v: Any, *, on_tile: Any = None, **arguments: Any) -> None:

@@ -11,8 +11,8 @@ from refattn.arrays import Array, check_count, check_floats, check_shape, comput
 from refattn.dense.attention import attention, attention_vjp
 from refattn.dense.common import Bools, check_attention
 from refattn.dispatch import dispatched
-from refattn.gradients import MultiHeadGradients
 from refattn.masks import Mask
+from refattn.results import MultiHeadGradients
 
 
 def check_multi_head(

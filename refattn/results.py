@@ -1,4 +1,4 @@
-"""What the backward operations return: named tuples that the reference and every backend share."""
+"""What operations return besides (o, lse): named tuples that the reference and every backend share."""
 
 from typing import NamedTuple
 

@@ -1,10 +1,6 @@
-"""Which calls every operation is tried on: `FAMILIES` has one entry per operation, and a table of problems in each.
-
-To add an operation: write the function that builds a call from a problem's name, and enter it at the end.
-"""
+"""The calls that dense attention and what belongs to it are tried on."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,25 +8,9 @@ import numpy as np
 from refattn import masks
 from refattn.arrays import compute_dtype
 from refattn.dense.attention import attention
+from refattn.testing.calls.family import Call, Family, as_float64, own
 from refattn.testing.problems import PROBLEMS, draw
 from refattn.testing.values import Inputs, Rng
-
-Call = tuple[tuple[Any, ...], dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Family:
-    """The cases of one operation."""
-
-    names: tuple[str, ...]
-    """The problems, each perhaps with ``+variant``."""
-    build: Callable[[str, Rng, Any], Call]
-    """(name, rng, dtype) -> (args, kwargs)."""
-    sixteen: tuple[str, ...]
-    """Those that 16-bit inputs are tried on too; where rounding plays no part they would repeat the others."""
-    quick: tuple[str, ...]
-    """Those of the quick level."""
-
 
 SIXTEEN = (
     *("plain", "causal", "one_head_2d", "grouped_6_2", "t1", "t64", "t130", "d1", "d33", "d80", "d128"),
@@ -90,14 +70,6 @@ def _flash_vjp(name: str, rng: Rng, dtype: Any) -> Call:
     with np.errstate(all="ignore"):  # NaN is meant
         o, lse = attention(*(as_float64(x) for x in (q, k, v)), **wide, return_lse=True, backend="numpy")
     return (do, q, k, v, o.astype(dtype), lse.astype(compute_dtype(dtype))), options
-
-
-def as_float64(x: Any) -> Any:
-    """Return float arrays as float64, also inside tuples and lists, and everything else as it is."""
-    if isinstance(x, tuple | list):
-        return type(x)(as_float64(y) for y in x)
-    floats = isinstance(x, np.ndarray) and x.dtype != bool and x.dtype.kind not in "iu"
-    return x.astype(np.float64) if floats else x
 
 
 MERGES: dict[str, dict[str, Any]] = {
@@ -241,10 +213,6 @@ def _heads_vjp(name: str, rng: Rng, dtype: Any) -> Call:
     return (do, *args), kwargs
 
 
-def _own(table: dict[str, Any], build: Callable[[str, Rng, Any], Call]) -> Family:
-    return Family(tuple(table), build, sixteen=tuple(table), quick=tuple(table))
-
-
 _BACKWARD = ("causal+dlse", "blind_rows_sinks+dlse", "dropout_everything+dlse", "grouped_6_2+dlse")
 
 FAMILIES: dict[str, Family] = {
@@ -275,9 +243,9 @@ FAMILIES: dict[str, Family] = {
         "few_keys+num_splits=9",
         build=_split,
     ),
-    "merge_attention": _own(MERGES, _merge),
-    "rope": _own(ROPES, _rope),
-    "rope_vjp": _own(ROPES, _rope),
-    "multi_head_attention": _own(HEADS, _heads),
-    "multi_head_attention_vjp": _own(HEADS, _heads_vjp),
+    "merge_attention": own(MERGES, _merge),
+    "rope": own(ROPES, _rope),
+    "rope_vjp": own(ROPES, _rope),
+    "multi_head_attention": own(HEADS, _heads),
+    "multi_head_attention_vjp": own(HEADS, _heads_vjp),
 }
