@@ -5,6 +5,8 @@ from refattn.dense.attention import attention, attention_vjp
 from refattn.dense.flash import flash_attention, flash_attention_vjp
 from refattn.dense.tiles import Tile
 from refattn.dense.decode import KVCache, attention_split_kv, merge_attention
+from refattn.dense.varlen import attention_varlen, attention_varlen_vjp
+from refattn.dense.paged import paged_attention
 from refattn.dense.multihead import multi_head_attention, multi_head_attention_vjp
 from refattn.dense.rope import rope, rope_vjp
 from refattn.dense.alibi import alibi_bias, alibi_slopes
@@ -24,6 +26,8 @@ __all__ = [
     "alibi_slopes",
     "attention",
     "attention_split_kv",
+    "attention_varlen",
+    "attention_varlen_vjp",
     "attention_vjp",
     "backends",
     "explain",
@@ -33,6 +37,7 @@ __all__ = [
     "merge_attention",
     "multi_head_attention",
     "multi_head_attention_vjp",
+    "paged_attention",
     "register",
     "rope",
     "rope_vjp",
