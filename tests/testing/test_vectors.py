@@ -13,12 +13,12 @@ import refattn
 from refattn import dispatch
 from refattn.dispatch import OPERATIONS
 from refattn.testing.calls import as_float64
-from refattn.testing.cases import cases
+from refattn.testing.cases import Case, cases
 from refattn.testing.comparison import quietly
 from refattn.testing.formats import decode, encode
 from refattn.testing.vectors import Vectors, check_vectors, export, export_vectors, folder, storage
 from refattn.testing.vectors.check import _compare
-from refattn.testing.vectors.choose import choose
+from refattn.testing.vectors.choose import TOKENS, Vector, choose
 from refattn.testing.vectors.errors import Expected, expected, results
 from refattn.testing.vectors.noise import Noisy, Source, disturb, spread
 from refattn.testing.vectors.storage import STORAGES
@@ -145,15 +145,23 @@ def test_a_mask_is_there_as_bools_and_as_text(vectors):
     np.testing.assert_array_equal(vectors.load(entry)["mask"], np.tri(65, dtype=bool))
 
 
-def test_what_is_cut_is_the_first_sequence_and_group_of_the_whole():
-    vector = next(v for v in choose("attention", "quick", None) if v.cut and "dropout_everything/float32" in v.case.id)
-    args, kwargs = vector.case.call()
-    given = vector.given()
-    whole = refattn.attention(*args, **kwargs)
-    part = refattn.attention(*given.args, **given.kwargs)
-    for x, y in zip(part, whole, strict=True):
-        assert x.shape[:2] == (1, 2) and y.shape[:2] == (2, 4)
-        np.testing.assert_allclose(x, y[:1, :2], rtol=1e-5, atol=1e-6)
+@pytest.mark.parametrize("how", ["tokens", "first"])
+def test_what_is_cut_is_the_first_tokens_of_the_whole(how):
+    case = Case("attention", "dropout_everything", "float32")
+    (q, k, v), kwargs = case.call()
+    given = Vector(case, how).given()
+    heads, kv_heads, n = (
+        (slice(0, 2), slice(0, 1), slice(0, TOKENS)) if how == "first" else (..., ..., slice(0, TOKENS))
+    )
+    some = slice(0, 1) if how == "first" else slice(None)
+    pattern = kwargs["mask"].dense(q.shape[-2], k.shape[-2])
+    pattern = np.broadcast_to(pattern, (*q.shape[:-1], k.shape[-2]))[some][:, heads, n, n]
+    dropped = np.broadcast_to(kwargs["dropout_mask"], (*q.shape[:-1], k.shape[-2]))[some][:, heads, n, n]
+    bias = np.broadcast_to(kwargs["bias"], (*q.shape[:-1], k.shape[-2]))[some][:, heads, n, n]
+    options = {**kwargs, "mask": pattern, "dropout_mask": dropped, "bias": bias, "sinks": kwargs["sinks"][heads]}
+    want = refattn.attention(q[some][:, heads, n], k[some][:, kv_heads, n], v[some][:, kv_heads, n], **options)
+    for x, y in zip(refattn.attention(*given.args, **given.kwargs), want, strict=True):
+        np.testing.assert_array_equal(x, y)
 
 
 @pytest.mark.parametrize("backend", dispatch.backends())

@@ -1,8 +1,9 @@
 """Which calls are exported: the cases of `refattn.testing.cases`, or at the quick level few of them that cover all.
 
 The quick set takes, for each operation, the smallest calls that have every option, in every dtype where the option
-brings arithmetic of its own, and every unusual shape once. Calls of attention may be cut down to their first sequence
-and first group of heads: masks are stored as arrays, so that nothing changes for what is left.
+brings arithmetic of its own, and every unusual shape once, one of more tokens than a tile has among them. Calls of
+attention may be cut down to their first sequence, first group of heads, and first tokens: masks are stored as arrays,
+so that nothing changes for what is left.
 """
 
 import inspect
@@ -21,16 +22,22 @@ from refattn.testing.comparison import arrays, leaves, quietly
 LEVELS = ("quick", "standard")
 PER_DTYPE = ("bias", "sinks", "softcap", "dlse")
 """Options that every dtype is tried with; the others, once."""
-LARGE = 400_000
+LARGE = 250_000
 """Bytes from which on a call is not taken whole into the quick set."""
+TOKENS = 33
+"""Queries and keys that are left of a call that is cut."""
 LIKE_Q = ("q", "k", "v", "do", "o")
 PAIRS = ("mask", "bias", "dropout_mask")
 """They broadcast to (..., H, Tq, Tk)."""
 
 
+PER_SEQUENCE = frozenset(("cu_seqlens_q", "page_table"))
+"""Where one of these is given, a mask is asked for the lengths of each sequence, and stays a value."""
+
+
 @dataclass(frozen=True)
 class Given:
-    """The arguments of one call, masks as bool arrays."""
+    """The arguments of one call, masks as bool arrays where one array can say it."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -48,21 +55,20 @@ class Vector:
     """One call to export."""
 
     case: Case
-    cut: bool = False
-    """Whether only the first sequence, and the first group of heads, is taken."""
+    cut: str = ""
+    """"tokens" takes only the first `TOKENS` of them; "first", of those, the first sequence and group of heads."""
 
     def given(self, seed: int = 0) -> Given:
         """Return the arguments of the call; another seed gives other numbers in the same shapes."""
         args, kwargs = self.case.call(again=seed)
         given = _with_dense_mask(self.case.operation, args, kwargs)
-        return cut(self.case.operation, given) if self.cut else given
+        return cut(self.case.operation, given, self.cut) if self.cut else given
 
 
 def _with_dense_mask(operation: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Given:
-    mask = kwargs.get("mask")
-    if mask is None:
-        return Given(args, kwargs, None)
-    names = Given(args, kwargs, None).named(operation)
+    names, mask = Given(args, kwargs, None).named(operation), kwargs.get("mask")
+    if mask is None or not PER_SEQUENCE.isdisjoint(names):
+        return Given(args, kwargs, None if mask is None else repr(mask))
     queries = names["q"] if "q" in names else names["x"]
     keys = names["k"] if "k" in names else names.get("context", queries)
     pattern = as_mask(mask)
@@ -71,24 +77,32 @@ def _with_dense_mask(operation: str, args: tuple[Any, ...], kwargs: dict[str, An
     return Given(args, {**kwargs, "mask": dense}, repr(mask) if isinstance(mask, Mask) else "array")
 
 
-def cut(operation: str, given: Given) -> Given:
-    """Return the call for its first sequence and its first group of heads alone, in arrays of their own."""
+def cut(operation: str, given: Given, how: str) -> Given:
+    """Return the call cut down as `Vector.cut` says, in arrays of their own.
+
+    Where results of a forward pass are given, all keys stay: those belong to them.
+    """
     names = given.named(operation)
     q, k = names["q"], names["k"]
-    heads = {"k": 1, "v": 1}
-    of_queries = q.shape[-3] // k.shape[-3]
+    first = how == "first"
+    heads = {"k": 1, "v": 1} if first else {"k": k.shape[-3], "v": k.shape[-3]}
+    of_queries = q.shape[-3] // k.shape[-3] if first else q.shape[-3]
+    keys = k.shape[-2] if "lse" in names else TOKENS
 
     def part(name: str, x: Array) -> Array:
         if name == "sinks":
             return x[:of_queries].copy()
-        if name not in (*LIKE_Q, *PAIRS, "lse", "dlse"):
-            return x
         tail = 1 if name in ("lse", "dlse") else 2
-        lead = x.ndim - tail - 1  # axes before the heads
-        if lead < 0:
-            return x
-        places = [slice(0, 1)] * lead + [slice(0, heads.get(name, of_queries))]
-        return x[tuple(places)].copy()
+        lead = max(0, x.ndim - tail - 1)  # axes before the heads
+        places = [slice(0, 1 if first else None)] * lead + [slice(0, heads.get(name, of_queries))] * (
+            x.ndim - tail - lead
+        )
+        tokens = [slice(0, keys if name in heads else TOKENS)]
+        if name in PAIRS:
+            tokens = [slice(0, TOKENS), slice(0, keys)]
+        elif tail == 2:
+            tokens.append(slice(None))
+        return x[tuple([*places, *tokens][-x.ndim :] if x.ndim else ())].copy()
 
     positional = list(names)[: len(given.args)]
     args = tuple(part(name, x) for name, x in zip(positional, given.args, strict=True))
@@ -128,8 +142,11 @@ def features(operation: str, case: Case, given: Given) -> set[tuple[str, str]]:
         q, k, v = names["q"], names["k"], names["v"]
         grouped = q.ndim > 2 and q.shape[-3] > k.shape[-3] > 1
         tried |= {
+            "no keys": k.shape[-2] == 0,
+            "no queries": q.shape[-2] == 0,
             "few queries": q.shape[-2] < k.shape[-2],
             "few keys": q.shape[-2] > k.shape[-2],
+            "more than a tile": min(q.shape[-2], k.shape[-2]) > 64,
             "narrow or wide values": q.shape[-1] != v.shape[-1],
         }
         if grouped and q.ndim > 3 and q.shape[-4] > 1 and min(q.shape[-2], v.size) > 1:
@@ -156,10 +173,10 @@ def choose(operation: str, level: str, dtypes: tuple[str, ...] | None) -> list[V
         whole = Vector(case)
         versions = [(whole, whole.given())]
         if can_be_cut(operation, versions[0][1]):
-            versions.append((Vector(case, cut=True), cut(operation, versions[0][1])))
+            versions += [(Vector(case, how), cut(operation, versions[0][1], how)) for how in ("tokens", "first")]
         for vector, given in versions:
             size = size_of(operation, given)
-            if vector.cut or size < LARGE or len(versions) == 1:
+            if vector.cut == "first" or size < LARGE or len(versions) == 1:
                 candidates.append((size, features(operation, case, given), vector))
     return _cover(candidates)
 
@@ -173,6 +190,8 @@ def _cover(candidates: list[tuple[int, set[tuple[str, str]], Vector]]) -> list[V
         best = min(useful)[1]
         chosen.append(candidates[best][2])
         missing -= candidates[best][1]
-    whole = {vector.case for vector in chosen if not vector.cut}
-    kept = {vector for vector in chosen if not (vector.cut and vector.case in whole)}
+    largest: dict[Case, str] = {}  # a case is written once, with the least cut of its versions
+    for vector in sorted(chosen, key=lambda vector: ("first", "tokens", "").index(vector.cut)):
+        largest[vector.case] = vector.cut
+    kept = {Vector(case, how) for case, how in largest.items()}
     return [vector for _, _, vector in candidates if vector in kept]

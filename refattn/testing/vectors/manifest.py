@@ -28,8 +28,8 @@ class Entry:
     file: str
     normal: bool
     """All inputs look standard normal, so that statistics of the error mean something."""
-    cut: bool
-    """Only the first sequence and the first group of heads of the case."""
+    cut: str
+    """What was cut off the case; see `refattn.testing.vectors.choose.Vector`."""
     options: Mapping[str, Any]
     """Numbers and texts; arrays are among the inputs."""
     mask: str | None
