@@ -150,16 +150,13 @@ def test_what_is_cut_is_the_first_tokens_of_the_whole(how):
     case = Case("attention", "dropout_everything", "float32")
     (q, k, v), kwargs = case.call()
     given = Vector(case, how).given()
-    heads, kv_heads, n = (
-        (slice(0, 2), slice(0, 1), slice(0, TOKENS)) if how == "first" else (..., ..., slice(0, TOKENS))
-    )
-    some = slice(0, 1) if how == "first" else slice(None)
-    pattern = kwargs["mask"].dense(q.shape[-2], k.shape[-2])
-    pattern = np.broadcast_to(pattern, (*q.shape[:-1], k.shape[-2]))[some][:, heads, n, n]
-    dropped = np.broadcast_to(kwargs["dropout_mask"], (*q.shape[:-1], k.shape[-2]))[some][:, heads, n, n]
-    bias = np.broadcast_to(kwargs["bias"], (*q.shape[:-1], k.shape[-2]))[some][:, heads, n, n]
-    options = {**kwargs, "mask": pattern, "dropout_mask": dropped, "bias": bias, "sinks": kwargs["sinks"][heads]}
-    want = refattn.attention(q[some][:, heads, n], k[some][:, kv_heads, n], v[some][:, kv_heads, n], **options)
+    all_, n = slice(None), slice(0, TOKENS)
+    some, heads, kv_heads = (slice(0, 1), slice(0, 2), slice(0, 1)) if how == "first" else (all_, all_, all_)
+    scores = (*q.shape[:-1], k.shape[-2])
+    pairs = {"mask": kwargs["mask"].dense(65, 65), "bias": kwargs["bias"], "dropout_mask": kwargs["dropout_mask"]}
+    options = kwargs | {name: np.broadcast_to(x, scores)[some, heads, n, n] for name, x in pairs.items()}
+    options["sinks"] = kwargs["sinks"][heads]
+    want = refattn.attention(q[some, heads, n], k[some, kv_heads, n], v[some, kv_heads, n], **options)
     for x, y in zip(refattn.attention(*given.args, **given.kwargs), want, strict=True):
         np.testing.assert_array_equal(x, y)
 
