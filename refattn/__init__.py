@@ -7,10 +7,12 @@ from refattn.dense.tiles import Tile
 from refattn.dense.decode import KVCache, attention_split_kv, merge_attention
 from refattn.dense.varlen import attention_varlen, attention_varlen_vjp
 from refattn.dense.paged import paged_attention
+from refattn.dense.cache import PagedKVCache
 from refattn.dense.multihead import multi_head_attention, multi_head_attention_vjp
 from refattn.dense.rope import rope, rope_vjp
+from refattn.dense.mla import mla_attention, mla_attention_expanded, mla_attention_vjp
 from refattn.dense.alibi import alibi_bias, alibi_slopes
-from refattn.results import AttentionGradients, MultiHeadGradients
+from refattn.results import AttentionGradients, LatentGradients, MultiHeadGradients
 from refattn.dispatch import Explanation, Unsupported, backends, explain, register, unregister, use_backend
 
 __version__ = "0.1.0"
@@ -19,7 +21,9 @@ __all__ = [
     "AttentionGradients",
     "Explanation",
     "KVCache",
+    "LatentGradients",
     "MultiHeadGradients",
+    "PagedKVCache",
     "Tile",
     "Unsupported",
     "alibi_bias",
@@ -35,6 +39,9 @@ __all__ = [
     "flash_attention_vjp",
     "masks",
     "merge_attention",
+    "mla_attention",
+    "mla_attention_expanded",
+    "mla_attention_vjp",
     "multi_head_attention",
     "multi_head_attention_vjp",
     "paged_attention",

@@ -30,3 +30,14 @@ class MultiHeadGradients(NamedTuple):
     dcontext: Array | None
     dbias: Array | None
     dsinks: Array | None
+
+
+class LatentGradients(NamedTuple):
+    """What `mla_attention_vjp` returns; each has the shape and dtype of its input."""
+
+    dq_nope: Array
+    dq_rope: Array
+    dc_kv: Array
+    dk_rope: Array
+    dw_uk: Array
+    dw_uv: Array
