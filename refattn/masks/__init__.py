@@ -8,8 +8,11 @@ Read `algebra` first, then `positions` and `contents`.
 from refattn.masks.algebra import Mask
 from refattn.masks.blocks import EMPTY, FULL, PARTIAL, Blocks
 from refattn.masks.contents import as_mask, document, from_array, from_function, global_tokens, padding
+from refattn.masks.drawn import random
 from refattn.masks.parse import parse
-from refattn.masks.positions import causal, window
+from refattn.masks.positions import causal, chunked, prefix_lm, window
+from refattn.masks.steps import dilated, fixed, strided
+from refattn.masks.tiled import bigbird, block, longformer, random_blocks
 
 __all__ = [
     "EMPTY",
@@ -18,12 +21,22 @@ __all__ = [
     "Blocks",
     "Mask",
     "as_mask",
+    "bigbird",
+    "block",
     "causal",
+    "chunked",
+    "dilated",
     "document",
+    "fixed",
     "from_array",
     "from_function",
     "global_tokens",
+    "longformer",
     "padding",
     "parse",
+    "prefix_lm",
+    "random",
+    "random_blocks",
+    "strided",
     "window",
 ]

@@ -29,12 +29,12 @@ class Given:
         return cls.frozen(array.astype(np.int64))
 
     @classmethod
-    def bools(cls, name: str, values: ArrayLike) -> "Given":
+    def bools(cls, name: str, values: ArrayLike, meaning: str = "(..., Tq, Tk)") -> "Given":
         array = np.array(values)
         if array.dtype != bool:
             raise TypeError(f"{name} has dtype {array.dtype}; wanted bool, True = may look (floats go to bias=)")
         if array.ndim < 2:
-            raise ValueError(f"{name} has shape {array.shape}; wanted (..., Tq, Tk)")
+            raise ValueError(f"{name} has shape {array.shape}; wanted {meaning}")
         return cls.frozen(array)
 
     @classmethod

@@ -3,7 +3,7 @@
 import ast
 from collections.abc import Callable
 
-from refattn.masks import contents, positions
+from refattn.masks import contents, drawn, positions, steps, tiled
 from refattn.masks.algebra import Mask
 
 PATTERNS: dict[str, Callable[..., Mask]] = {
@@ -13,6 +13,16 @@ PATTERNS: dict[str, Callable[..., Mask]] = {
     "document": contents.document,
     "global_tokens": contents.global_tokens,
     "from_array": contents.from_array,
+    "prefix_lm": positions.prefix_lm,
+    "chunked": positions.chunked,
+    "dilated": steps.dilated,
+    "strided": steps.strided,
+    "fixed": steps.fixed,
+    "random": drawn.random,
+    "random_blocks": tiled.random_blocks,
+    "bigbird": tiled.bigbird,
+    "longformer": tiled.longformer,
+    "block": tiled.block,
 }
 
 

@@ -100,3 +100,88 @@ class Window(Mask):
 
     def __repr__(self) -> str:
         return f"window({self.left}, {self.right})"
+
+
+def prefix_lm(n: ArrayLike) -> Mask:
+    """The first `n` keys are visible to every query, the others causally: j < n or j <= i + offset.
+
+    Raffel et al. 2019, arXiv:1910.10683, section 3.2.1: a fully visible prefix before what the model continues.
+
+    Parameters
+    ----------
+    n : int or int array (B,)
+        Length of the prefix, 0 or more; one per sequence makes a mask with ``lead = (B, 1)``.
+
+    Examples
+    --------
+    >>> print(prefix_lm(2).picture(4, 4))
+    ██··
+    ██··
+    ███·
+    ████
+    """
+    if n is None:
+        raise TypeError("prefix_lm: n must be an integer or integers, got NoneType")
+    given = Given.integers("prefix_lm", "n", n)
+    if (given.array < 0).any():
+        raise ValueError(f"prefix_lm: n holds {given.array.min()}; wanted 0 or more")
+    return PrefixLM(given)
+
+
+@dataclass(frozen=True, repr=False)
+class PrefixLM(Mask):
+    """See `prefix_lm`."""
+
+    n: Given
+    cacheable = True
+
+    @property
+    def lead(self) -> tuple[int, ...]:  # type: ignore[override]
+        return per_sequence(self.n.array)
+
+    def see(self, i: Ints, j: Ints, Tq: int, Tk: int) -> Bools:
+        return (j < column(self.n.array, 0)) | (j <= i + (Tk - Tq))
+
+    def spans(self, Tq: int, Tk: int) -> tuple[Ints, Ints]:
+        stop = np.maximum(np.arange(Tq) + (Tk - Tq + 1), column(self.n.array, 0)[..., 0])
+        return np.zeros(Tq, np.int64), np.clip(stop, 0, Tk)
+
+    def __repr__(self) -> str:
+        return f"prefix_lm({self.n!r})"
+
+
+def chunked(size: int) -> Mask:
+    """Keys in the query's own chunk of positions are visible: j // size == (i + offset) // size.
+
+    With ``causal() &`` before it, the local layers of Llama 4 (Meta 2025, ``attention_chunk_size``).
+
+    Examples
+    --------
+    >>> print((causal() & chunked(2)).picture(4, 4))
+    █···
+    ██··
+    ··█·
+    ··██
+    """
+    check_count("chunked", "size", size)
+    return Chunked(int(size))
+
+
+@dataclass(frozen=True, repr=False)
+class Chunked(Mask):
+    """See `chunked`."""
+
+    size: int
+    cacheable = True
+
+    def see(self, i: Ints, j: Ints, Tq: int, Tk: int) -> Bools:
+        seen: Bools = (i + (Tk - Tq)) // self.size == j // self.size
+        return seen
+
+    def spans(self, Tq: int, Tk: int) -> tuple[Ints, Ints]:
+        position = np.arange(Tq) + (Tk - Tq)
+        start = position - position % self.size
+        return np.clip(start, 0, Tk), np.clip(start + self.size, 0, Tk)
+
+    def __repr__(self) -> str:
+        return f"chunked({self.size})"
