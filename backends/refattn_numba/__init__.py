@@ -7,9 +7,11 @@ that are written as LLVM IR.
 from refattn_numba.attention import attention, attention_vjp
 from refattn_numba.decode import attention_split_kv, merge_attention
 from refattn_numba.flash import flash_attention, flash_attention_vjp
+from refattn_numba.mla import mla_attention, mla_attention_expanded, mla_attention_vjp
 from refattn_numba.multihead import multi_head_attention, multi_head_attention_vjp
 from refattn_numba.rope import rope, rope_vjp
 from refattn_numba.threads import get_num_threads, set_num_threads
+from refattn_numba.varlen import attention_varlen, attention_varlen_vjp
 
 RANK = 10
 
@@ -30,11 +32,16 @@ __all__ = [
     "TILES",
     "attention",
     "attention_split_kv",
+    "attention_varlen",
+    "attention_varlen_vjp",
     "attention_vjp",
     "flash_attention",
     "flash_attention_vjp",
     "get_num_threads",
     "merge_attention",
+    "mla_attention",
+    "mla_attention_expanded",
+    "mla_attention_vjp",
     "multi_head_attention",
     "multi_head_attention_vjp",
     "rope",

@@ -132,6 +132,19 @@ def problem(
     )
 
 
+def seen_keys(call: Problem) -> Array:
+    """Return which keys at least one query sees, bool (heads, Tk)."""
+    if call.all_visible or call.Tq == 0 or call.Tk == 0:
+        return np.full((call.heads, call.Tk), call.Tq > 0)
+    rows, columns, partial, words = call.tiles
+    pattern = np.repeat(np.arange(len(rows) - 1), np.diff(rows)) // tiles_of(call.Tq)
+    seen = np.zeros(((len(rows) - 1) // tiles_of(call.Tq), tiles_of_keys(call.Tk), TILE_K), bool)
+    cut = partial >= 0
+    seen[pattern[~cut], columns[~cut]] = True
+    np.logical_or.at(seen, (pattern[cut], columns[cut]), words.reshape(-1, TILE_K)[partial[cut]] != 0)
+    return seen.reshape(len(seen), -1)[call.mask_of, : call.Tk]
+
+
 def flat(x: Array, dtype: Any) -> Array:
     """Return the numbers of `x` one after another in `dtype`, read-only; a view where that needs no copy."""
     return read_only(np.ascontiguousarray(x, dtype=dtype).reshape(-1))

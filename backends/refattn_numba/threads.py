@@ -16,6 +16,7 @@ import numpy as np
 SMALL = 4_000_000  # multiply-adds below which waking another thread costs more than it saves
 
 _threads = 0
+_here = threading.local()  # .alone: this thread is one of those that `deal` gives whole tasks to
 _pool: ThreadPoolExecutor | None = None
 _lock = threading.Lock()
 
@@ -59,15 +60,55 @@ def run(kernel: Callable[..., None], items: int, work: float, space: int, dtype:
     if items == 0:
         return
     counter = np.zeros(1, np.int64)
-    threads = 1 if work < SMALL else min(get_num_threads(), items)
+    alone = work < SMALL or getattr(_here, "alone", False)
+    _together(
+        lambda: kernel(counter, items, aligned(space, dtype), *args), 1 if alone else min(get_num_threads(), items)
+    )
+
+
+def deal(task: Callable[[int], None], works: list[float]) -> None:
+    """Call ``task(n)`` for each n, of `works[n]` multiply-adds: the long ones in turn, the others side by side.
+
+    A task is long if the threads could not share out the rest evenly beside it; what it launches may use all threads.
+    What the others launch runs on the thread that got them. Which is which shows in the time alone.
+    """
+    order = sorted(range(len(works)), key=lambda n: -works[n])
+    threads, total = get_num_threads(), sum(works)
+    long = sum(2 * threads * work > total for work in works)
+    rest = total - sum(works[n] for n in order[:long])
+    if threads == 1 or rest < SMALL or getattr(_here, "alone", False):
+        long = len(order)
+    for n in order[:long]:
+        task(n)
+    waiting = iter(order[long:])
+    lock = threading.Lock()
+
+    def work_off() -> None:
+        _here.alone = True
+        try:
+            while True:
+                with lock:
+                    n = next(waiting, None)
+                if n is None:
+                    return
+                task(n)
+        finally:
+            _here.alone = False
+
+    if long < len(order):
+        _together(work_off, min(threads, len(order) - long))
+
+
+def _together(work: Callable[[], None], threads: int) -> None:
+    """Call `work` on this thread and on `threads` - 1 others, and wait for all of them."""
     helpers = []
     for _ in range(threads - 1):
         try:
-            helpers.append(_executor().submit(kernel, counter, items, aligned(space, dtype), *args))
+            helpers.append(_executor().submit(work))
         except RuntimeError:  # the interpreter is shutting down and starts no more threads: fewer do the same
             break
     try:
-        kernel(counter, items, aligned(space, dtype), *args)
+        work()
     finally:
         for helper in helpers:
             helper.result()
