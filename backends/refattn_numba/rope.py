@@ -12,13 +12,20 @@ from refattn_numba.threads import run
 
 
 def rope(
-    x: Array, positions: Array, *, theta: float = 10000.0, rotary_dim: int | None = None, interleaved: bool = False
+    x: Array,
+    positions: Array,
+    *,
+    theta: float = 10000.0,
+    rotary_dim: int | None = None,
+    interleaved: bool = False,
+    frequencies: Array | None = None,
 ) -> Array:
     """As `refattn.rope`."""
     n = x.shape[-1] if rotary_dim is None else rotary_dim
     compute = compute_dtype(x.dtype)
-    frequency = theta ** (-np.arange(0, n, 2) / n) if n else np.zeros(0)
-    angle = positions[..., None] * frequency
+    if frequencies is None:
+        frequencies = theta ** (-np.arange(0, n, 2) / n) if n else np.zeros(0)
+    angle = positions[..., None] * frequencies
     cos, sin = flat(np.cos(angle), compute), flat(np.sin(angle), compute)
     heads = x.shape[-3] if x.ndim > 2 else 1
     items = math.prod(x.shape[:-2])
@@ -29,11 +36,17 @@ def rope(
 
 
 def rope_vjp(
-    dy: Array, positions: Array, *, theta: float = 10000.0, rotary_dim: int | None = None, interleaved: bool = False
+    dy: Array,
+    positions: Array,
+    *,
+    theta: float = 10000.0,
+    rotary_dim: int | None = None,
+    interleaved: bool = False,
+    frequencies: Array | None = None,
 ) -> Array:
     """As `refattn.rope_vjp`: the same rotation, backwards."""
     back = -positions.astype(np.int64)
-    return rope(dy, back, theta=theta, rotary_dim=rotary_dim, interleaved=interleaved)
+    return rope(dy, back, theta=theta, rotary_dim=rotary_dim, interleaved=interleaved, frequencies=frequencies)
 
 
 @njit(nogil=True, cache=True)

@@ -9,26 +9,32 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from refattn.arrays import Array, check_count, check_floats, check_number, compute_dtype
+from refattn.arrays import Array, check_count, check_floats, check_number, check_shape, compute_dtype
 from refattn.dispatch import dispatched
+
+_NOT_GIVEN = object()
 
 
 def _check(
     x: Any,
     positions: Any,
     *,
-    theta: Any = 10000.0,
+    theta: Any = _NOT_GIVEN,
     rotary_dim: Any = None,
     interleaved: Any = False,
+    frequencies: Any = None,
     operation: str = "rope",
     name: str = "x",
 ) -> None:
     check_floats(operation, 2, **{name: x})
-    check_number(operation, "theta", theta, above=0)
+    if theta is not _NOT_GIVEN:
+        check_number(operation, "theta", theta, above=0)
     rotary_dim = x.shape[-1] if rotary_dim is None else rotary_dim
     check_count(operation, "rotary_dim", rotary_dim, least=0)
     if rotary_dim % 2 or rotary_dim > x.shape[-1]:
         raise ValueError(f"{operation}: rotary_dim is {rotary_dim}; wanted an even number up to D = {x.shape[-1]}")
+    if frequencies is not None:
+        _check_frequencies(operation, frequencies, rotary_dim, theta)
     if getattr(positions, "dtype", None) is None or positions.dtype.kind not in "iu":
         got = getattr(positions, "dtype", type(positions).__name__)
         raise TypeError(f"{operation}: positions is {got}; wanted integers")
@@ -38,6 +44,17 @@ def _check(
             f"{operation}: positions has shape {positions.shape}; "
             f"wanted ({x.shape[-2]},) = (T,) or {(*batch, x.shape[-2])}"
         )
+
+
+def _check_frequencies(operation: str, frequencies: Any, rotary_dim: int, theta: Any) -> None:
+    if theta is not _NOT_GIVEN:
+        raise ValueError(f"{operation}: both theta and frequencies are given; wanted one of them")
+    check_floats(operation, 1, frequencies=frequencies)
+    if frequencies.dtype != np.float64:
+        raise TypeError(f"{operation}: frequencies has dtype {frequencies.dtype}; wanted float64, that of the angles")
+    check_shape(operation, "frequencies", frequencies, (rotary_dim // 2,), "(rotary_dim / 2,), one for each pair")
+    if not np.isfinite(frequencies).all():
+        raise ValueError(f"{operation}: frequencies holds NaN or inf; wanted finite numbers")
 
 
 def _check_vjp(dy: Any, positions: Any, **arguments: Any) -> None:
@@ -52,6 +69,7 @@ def rope(
     theta: float = 10000.0,
     rotary_dim: int | None = None,
     interleaved: bool = False,
+    frequencies: Array | None = None,
     backend: str = "numpy",
 ) -> Array:
     r"""Rotate the pairs of `x` by their position.
@@ -59,7 +77,8 @@ def rope(
     .. math::
         \begin{pmatrix} y_a \\ y_b \end{pmatrix} =
         \begin{pmatrix} \cos \phi & -\sin \phi \\ \sin \phi & \cos \phi \end{pmatrix}
-        \begin{pmatrix} x_a \\ x_b \end{pmatrix}, \quad \phi = t \, \theta^{-2n/D}
+        \begin{pmatrix} x_a \\ x_b \end{pmatrix}, \quad \phi = t f_n, \quad
+        f_n = \theta^{-2n/D}
 
     for pair n = 0 ... D/2 - 1 at position t.
 
@@ -70,11 +89,13 @@ def rope(
     positions : int array, (T,) or (..., T)
         Where each token stands.
     theta : float
-        The base of the wavelengths.
+        The base of the wavelengths; 10000 unless given.
     rotary_dim : int, optional
         Rotate the first so many dimensions only; D unless given.
     interleaved : bool
         Pair n is (2n, 2n + 1) (GPT-J) rather than (n, n + D/2) (GPT-NeoX, Llama).
+    frequencies : float64 array, (rotary_dim / 2,), optional
+        f_n in radians per position, instead of those of theta: see `yarn_frequencies` and its kin.
     backend : str
         Who computes; see `refattn.backends`.
 
@@ -86,7 +107,7 @@ def rope(
     Raises
     ------
     TypeError, ValueError
-        For an odd or too large rotary_dim, or positions that do not fit.
+        For an odd or too large rotary_dim, positions that do not fit, or both theta and frequencies.
 
     Examples
     --------
@@ -95,8 +116,7 @@ def rope(
     """
     compute = compute_dtype(x.dtype)
     n = x.shape[-1] if rotary_dim is None else rotary_dim
-    frequency = theta ** (-np.arange(0, n, 2) / n) if n else np.zeros(0)  # θ^(-2n/D)
-    angle = positions[..., None] * frequency  # t θ^(-2n/D), in float64                     (..., T, n/2)
+    angle = positions[..., None] * _frequencies(frequencies, theta, n)  # t f_n, in float64     (..., T, n/2)
     if positions.ndim > 1:
         angle = angle[..., None, :, :]  # one set of positions for all heads
     cos, sin = np.cos(angle).astype(compute), np.sin(angle).astype(compute)
@@ -114,6 +134,7 @@ def rope_vjp(
     theta: float = 10000.0,
     rotary_dim: int | None = None,
     interleaved: bool = False,
+    frequencies: Array | None = None,
     backend: str = "numpy",
 ) -> Array:
     """Pull the cotangent of `rope`'s result back to x: the transpose of a rotation turns the other way.
@@ -122,7 +143,7 @@ def rope_vjp(
     ----------
     dy : array, (..., H, T, D)
         Cotangent of the result.
-    positions, theta, rotary_dim, interleaved
+    positions, theta, rotary_dim, interleaved, frequencies
         As given to `rope`.
     backend : str
         Who computes; see `refattn.backends`.
@@ -143,4 +164,13 @@ def rope_vjp(
     >>> np.round(rope_vjp(rope(x, np.array([7])), np.array([7])), 12)
     array([[3., 4.]])
     """
-    return rope(dy, -positions.astype(np.int64), theta=theta, rotary_dim=rotary_dim, interleaved=interleaved)
+    n = dy.shape[-1] if rotary_dim is None else rotary_dim
+    f = _frequencies(frequencies, theta, n)
+    return rope(dy, -positions.astype(np.int64), frequencies=f, rotary_dim=n, interleaved=interleaved)
+
+
+def _frequencies(frequencies: Array | None, theta: float, n: int) -> Array:
+    """Return f_n in radians per position, float64 (n/2,): those that were given, or those of theta."""
+    if frequencies is not None:
+        return frequencies
+    return np.asarray(theta ** (-np.arange(0, n, 2) / n)) if n else np.zeros(0)  # θ^(-2n/D)

@@ -50,7 +50,8 @@ def rope(eps: float, x: Array, positions: Array, **options: Any) -> Array:
     n = x.shape[-1] if n is None else n
     halves = (slice(0, n, 2), slice(1, n, 2)) if options.get("interleaved") else (slice(0, n // 2), slice(n // 2, n))
     a, b = halves
-    angle = abs(positions[..., None].astype(np.float64))
+    fastest = 1.0 if options.get("frequencies") is None else abs(options["frequencies"]).max(initial=0)
+    angle = abs(positions[..., None].astype(np.float64)) * fastest
     angle = angle[..., None, :, :] if positions.ndim > 1 else angle
     bound = np.zeros(x.shape)
     turned = 1 + angle * np.finfo(np.float64).eps / eps

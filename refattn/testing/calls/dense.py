@@ -135,11 +135,14 @@ ROPES: dict[str, dict[str, Any]] = {
     "no_tokens": {"shape": (2, 0, 8)},
     "strided": {"step": -1},
     "nan_seen": {"seen": np.nan},
+    "frequencies": {"frequencies": np.array([2.5, 1.0, 0.3, 0.3, 0.02, 0.0, -0.1, 1e-5])},
+    "frequencies_interleaved": {"frequencies": np.linspace(0.9, 0.1, 8), "interleaved": True},
+    "frequencies_rotary_dim": {"frequencies": np.array([0.7, 0.05, 0.4]), "rotary_dim": 6, "positions": (2, 33)},
 }
 
 
 def _rope(name: str, rng: Rng, dtype: Any) -> Call:
-    spec = dict(ROPES[name])
+    spec = {key: np.copy(value) if key == "frequencies" else value for key, value in ROPES[name].items()}
     x = rng.normal(size=spec.pop("shape", (2, 4, 33, 16)))
     if "seen" in spec:
         x[..., 3, 0] = spec.pop("seen")
