@@ -1,0 +1,70 @@
+"""ONNX's own node tests of Attention and RotaryEmbedding, every one that the installed onnx generates."""
+
+import warnings
+
+import numpy as np
+import pytest
+
+from refattn.dialects import onnx as dialect
+
+pytestmark = pytest.mark.peers
+
+BACKENDS = ("numpy", "numba")
+LEAST = 93 + 8  # of Attention and of RotaryEmbedding, in onnx 1.23
+
+
+@pytest.fixture(scope="module")
+def cases():
+    """The cases by operator; "_expanded" ones are the same calls through the operator's function body."""
+    onnx = pytest.importorskip("onnx", reason="onnx is not installed: python -m pip install onnx==1.23.2")
+    from onnx.backend.test.case.node import collect_testcases
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # other operators' cases overflow when they are made
+        generated = collect_testcases(None)
+    found = {"Attention": [], "RotaryEmbedding": []}
+    for case in generated:
+        node = case.model.graph.node[0]
+        named = case.name.startswith(("test_attention", "test_rotary_embedding"))
+        if named and not case.name.endswith("_expanded"):
+            attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+            found[node.op_type].append((case, node, attributes, case.model.opset_import[0].version))
+    return found
+
+
+def run(operator, node, attributes, opset, inputs, backend):
+    """Return the outputs that the node names."""
+    given = iter(inputs)
+    arguments = [next(given) if name else None for name in node.input]
+    if operator == "RotaryEmbedding":  # elementwise, without backends
+        return [dialect.RotaryEmbedding(*arguments, **attributes)]
+    outputs = dialect.Attention(*arguments, **attributes, opset=opset, backend=backend)
+    return [output for output, name in zip(outputs, node.output, strict=False) if name]
+
+
+def compare(name, got, want, rtol, atol):
+    """Hold outputs against the expected ones as onnx's own runner does, with its tolerances."""
+    assert len(got) == len(want), name
+    for ours, theirs in zip(got, want, strict=True):
+        assert ours.shape == theirs.shape and ours.dtype == theirs.dtype, name
+        if str(ours.dtype) == "bfloat16":
+            rtol = max(rtol, 2**-6)
+        ours, theirs = ours.astype(np.float64), theirs.astype(np.float64)
+        np.testing.assert_allclose(ours, theirs, rtol=rtol, atol=atol, err_msg=name)
+
+
+def passed(cases, operator, backend=None):
+    """Run every case of an operator; return how many there were, for each of them passed."""
+    for case, node, attributes, opset in cases[operator]:
+        for inputs, outputs in case.data_sets:
+            got = run(operator, node, attributes, opset, inputs, backend)
+            compare(case.name, got, outputs, case.rtol, case.atol)
+    return len(cases[operator])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_node_case(cases, backend, capsys):
+    attention, rotary = passed(cases, "Attention", backend), passed(cases, "RotaryEmbedding")
+    with capsys.disabled():
+        print(f"\nonnx on {backend}: {attention} node cases of Attention and {rotary} of RotaryEmbedding pass")
+    assert attention + rotary >= LEAST
