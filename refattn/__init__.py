@@ -10,9 +10,31 @@ from refattn.dense.paged import paged_attention
 from refattn.dense.cache import PagedKVCache
 from refattn.dense.multihead import multi_head_attention, multi_head_attention_vjp
 from refattn.dense.rope import rope, rope_vjp
+from refattn.dense.rope_scaling import (
+    RopeFrequencies,
+    dynamic_ntk_frequencies,
+    linear_frequencies,
+    llama3_frequencies,
+    ntk_frequencies,
+    yarn_frequencies,
+)
 from refattn.dense.mla import mla_attention, mla_attention_expanded, mla_attention_vjp
 from refattn.dense.alibi import alibi_bias, alibi_slopes
-from refattn.results import AttentionGradients, LatentGradients, MultiHeadGradients
+from refattn.dense.t5_bias import t5_bias, t5_bias_vjp, t5_buckets
+from refattn.dense.dropout import dropout_mask
+from refattn.sparse.select import selected_keys
+from refattn.sparse.topk import topk_attention
+from refattn.sparse.moba import moba_attention
+from refattn.sparse.nsa import nsa_attention
+from refattn.sparse.lsh import draw_rotations, lsh_attention
+from refattn.results import (
+    AttentionGradients,
+    LatentGradients,
+    LshAttention,
+    MultiHeadGradients,
+    NsaAttention,
+    SelectedAttention,
+)
 from refattn.dispatch import Explanation, Unsupported, backends, explain, register, unregister, use_backend
 
 __version__ = "0.1.0"
@@ -22,8 +44,12 @@ __all__ = [
     "Explanation",
     "KVCache",
     "LatentGradients",
+    "LshAttention",
     "MultiHeadGradients",
+    "NsaAttention",
     "PagedKVCache",
+    "RopeFrequencies",
+    "SelectedAttention",
     "Tile",
     "Unsupported",
     "alibi_bias",
@@ -34,20 +60,35 @@ __all__ = [
     "attention_varlen_vjp",
     "attention_vjp",
     "backends",
+    "draw_rotations",
+    "dropout_mask",
+    "dynamic_ntk_frequencies",
     "explain",
     "flash_attention",
     "flash_attention_vjp",
+    "linear_frequencies",
+    "llama3_frequencies",
+    "lsh_attention",
     "masks",
     "merge_attention",
     "mla_attention",
     "mla_attention_expanded",
     "mla_attention_vjp",
+    "moba_attention",
     "multi_head_attention",
     "multi_head_attention_vjp",
+    "nsa_attention",
+    "ntk_frequencies",
     "paged_attention",
     "register",
     "rope",
     "rope_vjp",
+    "selected_keys",
+    "t5_bias",
+    "t5_bias_vjp",
+    "t5_buckets",
+    "topk_attention",
     "unregister",
     "use_backend",
+    "yarn_frequencies",
 ]

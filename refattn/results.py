@@ -41,3 +41,27 @@ class LatentGradients(NamedTuple):
     dk_rope: Array
     dw_uk: Array
     dw_uv: Array
+
+
+class SelectedAttention(NamedTuple):
+    """What attention to selected keys or chunks returns."""
+
+    o: Array
+    lse: Array
+    indices: Array
+
+
+class NsaAttention(NamedTuple):
+    """What `nsa_attention` returns; lse (..., H, Tq, 3) has the branches in the order of the gates."""
+
+    o: Array
+    lse: Array
+    indices: Array
+
+
+class LshAttention(NamedTuple):
+    """What `lsh_attention` returns."""
+
+    o: Array
+    lse: Array
+    buckets: Array
