@@ -22,6 +22,16 @@ from refattn.dense.mla import mla_attention, mla_attention_expanded, mla_attenti
 from refattn.dense.alibi import alibi_bias, alibi_slopes
 from refattn.dense.t5_bias import t5_bias, t5_bias_vjp, t5_buckets
 from refattn.dense.dropout import dropout_mask
+from refattn.sparse.sparse import sparse_attention, sparse_attention_vjp
+from refattn.sparse.local import local_attention, local_attention_vjp
+from refattn.sparse.dilated import dilated_attention, dilated_attention_vjp
+from refattn.sparse.strided import strided_attention, strided_attention_vjp
+from refattn.sparse.fixed import fixed_attention, fixed_attention_vjp
+from refattn.sparse.random_ import random_attention, random_attention_vjp
+from refattn.sparse.global_ import global_attention, global_attention_vjp
+from refattn.sparse.bigbird import bigbird_attention, bigbird_attention_vjp
+from refattn.sparse.longformer import longformer_attention, longformer_attention_vjp
+from refattn.sparse.block_sparse import block_sparse_attention, block_sparse_attention_vjp
 from refattn.sparse.select import selected_keys
 from refattn.sparse.topk import topk_attention
 from refattn.sparse.moba import moba_attention
@@ -30,6 +40,7 @@ from refattn.sparse.lsh import draw_rotations, lsh_attention
 from refattn.results import (
     AttentionGradients,
     LatentGradients,
+    LongformerGradients,
     LshAttention,
     MultiHeadGradients,
     NsaAttention,
@@ -44,6 +55,7 @@ __all__ = [
     "Explanation",
     "KVCache",
     "LatentGradients",
+    "LongformerGradients",
     "LshAttention",
     "MultiHeadGradients",
     "NsaAttention",
@@ -60,14 +72,28 @@ __all__ = [
     "attention_varlen_vjp",
     "attention_vjp",
     "backends",
+    "bigbird_attention",
+    "bigbird_attention_vjp",
+    "block_sparse_attention",
+    "block_sparse_attention_vjp",
+    "dilated_attention",
+    "dilated_attention_vjp",
     "draw_rotations",
     "dropout_mask",
     "dynamic_ntk_frequencies",
     "explain",
+    "fixed_attention",
+    "fixed_attention_vjp",
     "flash_attention",
     "flash_attention_vjp",
+    "global_attention",
+    "global_attention_vjp",
     "linear_frequencies",
     "llama3_frequencies",
+    "local_attention",
+    "local_attention_vjp",
+    "longformer_attention",
+    "longformer_attention_vjp",
     "lsh_attention",
     "masks",
     "merge_attention",
@@ -80,10 +106,16 @@ __all__ = [
     "nsa_attention",
     "ntk_frequencies",
     "paged_attention",
+    "random_attention",
+    "random_attention_vjp",
     "register",
     "rope",
     "rope_vjp",
     "selected_keys",
+    "sparse_attention",
+    "sparse_attention_vjp",
+    "strided_attention",
+    "strided_attention_vjp",
     "t5_bias",
     "t5_bias_vjp",
     "t5_buckets",

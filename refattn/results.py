@@ -65,3 +65,15 @@ class LshAttention(NamedTuple):
     o: Array
     lse: Array
     buckets: Array
+
+
+class LongformerGradients(NamedTuple):
+    """What `longformer_attention_vjp` returns; each has the shape and dtype of its input, None where not given."""
+
+    dq: Array
+    dk: Array
+    dv: Array
+    dq_global: Array | None
+    dk_global: Array | None
+    dv_global: Array | None
+    dsinks: Array | None
