@@ -9,6 +9,7 @@ from refattn_numba.decode import attention_split_kv, merge_attention
 from refattn_numba.flash import flash_attention, flash_attention_vjp
 from refattn_numba.mla import mla_attention, mla_attention_expanded, mla_attention_vjp
 from refattn_numba.multihead import multi_head_attention, multi_head_attention_vjp
+from refattn_numba.paged import paged_attention
 from refattn_numba.rope import rope, rope_vjp
 from refattn_numba.threads import get_num_threads, set_num_threads
 from refattn_numba.varlen import attention_varlen, attention_varlen_vjp
@@ -44,6 +45,7 @@ __all__ = [
     "mla_attention_vjp",
     "multi_head_attention",
     "multi_head_attention_vjp",
+    "paged_attention",
     "rope",
     "rope_vjp",
     "set_num_threads",

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from refattn.arrays import Array, compute_dtype
+from refattn_numba.few import attend_few
 from refattn_numba.flash import attend
 from refattn_numba.layout import problem, tiles_of_keys
 
@@ -45,7 +46,15 @@ def attention_split_kv(
     dropout_p: float = 0.0,
     return_lse: bool = False,
 ) -> Any:
-    """As `refattn.attention_split_kv`; runs begin and end at whole tiles of keys, so there are no more than tiles."""
+    """As `refattn.attention_split_kv`; runs begin and end at whole tiles of keys, so there are no more than tiles.
+
+    Few queries (`refattn_numba.few`) are split into runs of one length, whatever `num_splits` says.
+    """
+    few = attend_few(
+        q, k, v, mask=mask, bias=bias, scale=scale, softcap=softcap, sinks=sinks, dropout_mask=dropout_mask
+    )
+    if few is not None:
+        return few if return_lse else few[0]
     call = problem(
         q, k, v, mask=mask, bias=bias, scale=scale, softcap=softcap, sinks=sinks, dropout_mask=dropout_mask,
         dropout_p=dropout_p,

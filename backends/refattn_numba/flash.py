@@ -13,6 +13,7 @@ import numpy as np
 from refattn.arrays import Array
 from refattn.results import AttentionGradients
 from refattn_numba.backward import backward, backward_bias, finite
+from refattn_numba.few import attend_few
 from refattn_numba.forward import forward
 from refattn_numba.layout import TILE_K, Problem, flat, problem, tiles_of
 from refattn_numba.threads import run
@@ -35,7 +36,12 @@ def flash_attention(
     tile_k: int = 64,
     on_tile: Any = None,
 ) -> tuple[Array, Array]:
-    """As `refattn.flash_attention`."""
+    """As `refattn.flash_attention`; few queries take another kernel, see `refattn_numba.few`."""
+    few = attend_few(
+        q, k, v, mask=mask, bias=bias, scale=scale, softcap=softcap, sinks=sinks, dropout_mask=dropout_mask
+    )
+    if few is not None:
+        return few
     call = problem(
         q, k, v, mask=mask, bias=bias, scale=scale, softcap=softcap, sinks=sinks, dropout_mask=dropout_mask,
         dropout_p=dropout_p,

@@ -21,7 +21,13 @@ def _registers() -> tuple[int, int]:
     return 16, 16
 
 
+def _converts_halves() -> bool:
+    """Return whether this machine turns float16 into float32 by itself."""
+    return bool(llvm.get_host_cpu_features().get("f16c")) or llvm.get_default_triple().startswith("aarch64")
+
+
 VECTOR_BYTES, REGISTERS = _registers()
+CONVERTS_HALVES = _converts_halves()
 BLOCK_ROWS, BLOCK_VECTORS = (6, 4) if REGISTERS == 32 else (6, 2)  # the block of a product that stays in registers
 
 FLOATS = {types.float32: (ir.FloatType(), 32), types.float64: (ir.DoubleType(), 64)}
