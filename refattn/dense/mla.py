@@ -53,11 +53,22 @@ def _check_expanded(*args: Any, **options: Any) -> None:
     _check(*args, **options, operation="mla_attention_expanded")
 
 
-def _check_vjp(do: Any, q_nope: Any, *arrays: Any, dlse: Any = None, **options: Any) -> None:
+def _check_vjp(
+    do: Any,
+    q_nope: Any,
+    q_rope: Any,
+    c_kv: Any,
+    k_rope: Any,
+    w_uk: Any,
+    w_uv: Any,
+    *,
+    dlse: Any = None,
+    **options: Any,
+) -> None:
     operation = "mla_attention_vjp"
-    _check(q_nope, *arrays, **options, operation=operation)
+    _check(q_nope, q_rope, c_kv, k_rope, w_uk, w_uv, **options, operation=operation)
     check_floats(operation, 3, do=do, q_nope=q_nope)
-    check_shape(operation, "do", do, (*q_nope.shape[:-1], arrays[-1].shape[-1]), "(..., H, Tq, Dv)")
+    check_shape(operation, "do", do, (*q_nope.shape[:-1], w_uv.shape[-1]), "(..., H, Tq, Dv)")
     if dlse is not None:
         check_floats(operation, 2, dlse=dlse)
         check_shape(operation, "dlse", dlse, q_nope.shape[:-1], "(..., H, Tq)")
