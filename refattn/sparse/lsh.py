@@ -41,8 +41,8 @@ def _check_lsh(
     if (rotations is None) == (buckets is None):
         raise ValueError(f"{name}: wanted either rotations or buckets, got {'both' if buckets is not None else 'none'}")
     if rotations is not None:
-        check_floats(name, 3, qk=qk, rotations=rotations)
-        rounds, half = (*rotations.shape[:1], *rotations.shape[2:])[:2]
+        check_floats(name, 2, qk=qk, rotations=rotations)
+        rounds, half = rotations.shape[0], rotations.shape[-1]
         check_shape(name, "rotations", rotations, (rounds, qk.shape[-1], half), "(rounds, D, buckets / 2)")
         if rounds == 0 or half == 0:
             raise ValueError(f"{name}: rotations has shape {rotations.shape}; wanted a round and a column at least")

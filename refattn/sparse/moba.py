@@ -1,7 +1,7 @@
 """Mixture of block attention: each query picks chunks of the past by the mean of their keys.
 
 Lu et al., "MoBA: Mixture of Block Attention for Long-Context LLMs", 2025, arXiv:2502.13189: the choice of blocks,
-eqs. 5 and 6; no future block, and the current one always, section 2.2. The current chunk is one of the `top_k`.
+eqs. 2 to 6; no block of the future, and the current one always, section 2.2. It is one of the `top_k`.
 """
 
 import math
