@@ -106,7 +106,7 @@ def stream(
     Hk = keys.heads
     run(
         few_queries, len(sequence_of) * Hk * -(-(H // Hk * Tq) // ROWS), float(lengths.sum()) * H * Tq * (D + Dv),
-        ROWS * TILE + TILE * (D + Dv), dtype, _ints(sequence_of), _ints(split_of), flat(q, dtype), keys.numbers,
+        ROWS * TILE + TILE * max(D, Dv), dtype, _ints(sequence_of), _ints(split_of), flat(q, dtype), keys.numbers,
         values.numbers, q.dtype == np.float16, _ints(keys.pages), _ints(values.pages), page_size, keys.head, keys.row,
         values.head, values.row, *(_ints(x) for x in spans), H, Hk, Tq, D, Dv,
         dtype.type(1 / math.sqrt(D) if scale is None else scale), dtype.type(softcap or 0.0), parts_o, parts_m, parts_l,

@@ -67,7 +67,6 @@ def few_queries(
     Key j of head h of sequence b begins at k_page[b, j // page_size] + h * k_head + j % page_size * k_row.
     """
     st, space = space[: ROWS * TILE], space[ROWS * TILE :]
-    k_tile, v_tile = space[: TILE * D], space[TILE * D :]
     low, high = np.empty(ROWS, np.int64), np.empty(ROWS, np.int64)
     group = H // Hk * Tq
     blocks = -(-group // ROWS)
@@ -100,7 +99,7 @@ def few_queries(
                 page = j // page_size
                 n_keys = min(right, (page + 1) * page_size) - j
                 begin = k_page[b, page] + h * k_head + (j - page * page_size) * k_row
-                x, x_at, x_row = as_floats(k, begin, k_row, n_keys, D, halves, k_tile)
+                x, x_at, x_row = as_floats(k, begin, k_row, n_keys, D, halves, space)
                 scores(q, q_at, rows, x, x_at, x_row, n_keys, D, st, j - j0, TILE)
                 j += n_keys
             whole = True
@@ -116,7 +115,7 @@ def few_queries(
                 page = j // page_size
                 n_keys = min(right, (page + 1) * page_size) - j
                 begin = v_page[b, page] + h * v_head + (j - page * page_size) * v_row
-                x, x_at, x_row = as_floats(v, begin, v_row, n_keys, Dv, halves, v_tile)
+                x, x_at, x_row = as_floats(v, begin, v_row, n_keys, Dv, halves, space)
                 if whole:
                     add_values(st, j - j0, rows, x, x_at, x_row, n_keys, o, at, Dv)
                 for r in range(0 if whole else rows):

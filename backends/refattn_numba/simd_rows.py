@@ -207,6 +207,7 @@ def widen(typing, x, at, size, halves, out, out_at):
         source = _pointer(context, builder, signature.args[0], x, at)
         target = _pointer(context, builder, signature.args[4], out, out_at)
         lanes = Vectors(builder, signature.args[4].dtype).lanes
+        step = ir.Constant(I64, 4 * lanes)
 
         def convert(index, lanes, is_half):
             bits = ir.VectorType(ir.IntType(16), lanes).as_pointer()
@@ -215,13 +216,15 @@ def widen(typing, x, at, size, halves, out, out_at):
             found = _float_of(builder, found, lanes, is_half)
             builder.store(found, builder.bitcast(builder.gep(target, [index]), floats), align=4)
 
-        whole = builder.sdiv(size, ir.Constant(I64, lanes))
-        done = builder.mul(whole, ir.Constant(I64, lanes))
+        whole = builder.sdiv(size, step)
+        done = builder.mul(whole, step)
         with builder.if_else(builder.icmp_signed("!=", halves, ir.Constant(halves.type, 0))) as branches:
             for branch, is_half in zip(branches, (True, False), strict=True):
                 with branch:
                     with cgutils.for_range(builder, whole) as loop:
-                        convert(builder.mul(loop.index, ir.Constant(I64, lanes)), lanes, is_half)
+                        for n in range(4):
+                            at = builder.add(builder.mul(loop.index, step), ir.Constant(I64, n * lanes))
+                            convert(at, lanes, is_half)
                     with cgutils.for_range(builder, builder.sub(size, done)) as loop:
                         convert(builder.add(done, loop.index), 1, is_half)
         return context.get_dummy_value()
@@ -241,8 +244,11 @@ def _as_floats(x, at, row, rows, width, halves, buffer):
         return lambda x, at, row, rows, width, halves, buffer: (x, at, row)
 
     def convert(x, at, row, rows, width, halves, buffer):
-        for r in range(rows):
-            widen(x, at + r * row, width, halves, buffer, r * width)
+        if row == width:
+            widen(x, at, rows * width, halves, buffer, 0)
+        else:
+            for r in range(rows):
+                widen(x, at + r * row, width, halves, buffer, r * width)
         return buffer, 0, width
 
     return convert
