@@ -192,7 +192,7 @@ def deepseek(torch, version):
         num_attention_heads=3,
         num_key_value_heads=3,
         q_lora_rank=None,
-        kv_lora_rank=7,
+        kv_lora_rank=8,
         qk_nope_head_dim=6,
         qk_rope_head_dim=4,
         v_head_dim=5,
@@ -222,8 +222,8 @@ def test_transformers_deepseek(monkeypatch, operation, version):
         theirs, _ = layer(hidden_states=x, attention_mask=causal, position_embeddings=angles)
         q = layer.q_proj(x).view(2, 9, 3, 10).transpose(1, 2).numpy()
         down = layer.kv_a_proj_with_mqa(x)
-        c_kv, k_rope = layer.kv_a_layernorm(down[..., :7]).numpy(), down[..., 7:].numpy()
-    up = layer.kv_b_proj.weight.detach().numpy().reshape(3, 11, 7).swapaxes(-1, -2)  # (H, L, Dn + Dv)
+        c_kv, k_rope = layer.kv_a_layernorm(down[..., :8]).numpy(), down[..., 8:].numpy()
+    up = layer.kv_b_proj.weight.detach().numpy().reshape(3, 11, 8).swapaxes(-1, -2)  # (H, L, Dn + Dv)
     t = np.arange(9)
     ours = operation(
         q[..., :6],
