@@ -9,36 +9,37 @@ from typing import Any
 
 import numpy as np
 
-from refattn.arrays import Array, check_count
+from refattn.arrays import Array, check_broadcasts, check_count
 from refattn.dense.common import Bools, check_attention, check_attention_vjp
 from refattn.dispatch import dispatched
-from refattn.masks import Mask, block
 from refattn.results import AttentionGradients
 from refattn.sparse.common import Lists, attend, attend_vjp, shared
 
 
-def _mask(operation: str, layout: Any, block_size: Any) -> Mask:
+def _check_pattern(operation: str, q: Any, k: Any, layout: Any, block_size: Any) -> None:
     check_count(operation, "block_size", block_size)
     if str(getattr(layout, "dtype", None)) != "bool":
         got = getattr(layout, "dtype", type(layout).__name__)
         raise TypeError(f"{operation}: layout is {got}; wanted a bool array, True = may look")
-    if layout.ndim < 2:
+    blocks = tuple(-(-T // block_size) for T in (q.shape[-2], k.shape[-2]))
+    if layout.shape[-2:] != blocks:
         raise ValueError(
-            f"{operation}: layout has shape {layout.shape}; wanted (..., blocks of queries, blocks of keys)"
+            f"{operation}: layout has shape {layout.shape}; wanted (..., {blocks[0]}, {blocks[1]}), the blocks of "
+            f"{block_size} of {q.shape[-2]} queries and {k.shape[-2]} keys"
         )
-    return block(layout, block_size)
+    check_broadcasts(operation, "layout", layout.shape, (*q.shape[:-2], *blocks), "(..., H, blocks, blocks)")
 
 
 def _check(q: Any, k: Any, v: Any, *, layout: Any, block_size: Any, **arguments: Any) -> None:
     operation = "block_sparse_attention"
     check_attention(q, k, v, operation=operation, **arguments)
-    check_attention(q, k, v, mask=_mask(operation, layout, block_size), operation=operation)
+    _check_pattern(operation, q, k, layout, block_size)
 
 
 def _check_vjp(do: Any, q: Any, k: Any, v: Any, *, layout: Any, block_size: Any, **arguments: Any) -> None:
     operation = "block_sparse_attention_vjp"
     check_attention_vjp(do, q, k, v, operation=operation, **arguments)
-    check_attention(q, k, v, mask=_mask(operation, layout, block_size), operation=operation)
+    _check_pattern(operation, q, k, layout, block_size)
 
 
 @dispatched(_check)
