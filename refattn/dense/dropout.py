@@ -106,6 +106,9 @@ def _four(sizes: Sequence[int], fill: int) -> list[int]:
 
 
 def _check(shape: Any, p: Any, seed: Any, start: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    for name, sizes in (("shape", shape), ("start", () if start is None else start)):
+        if not isinstance(sizes, Sequence) or isinstance(sizes, str):
+            raise TypeError(f"dropout_mask: {name} is {sizes!r}; wanted a sequence of ints")
     shape = tuple(shape)
     start = (0,) * len(shape) if start is None else tuple(start)
     if len(shape) > 4:
