@@ -4,6 +4,7 @@ Dong et al., "Flex Attention", 2024, arXiv:2412.05496. Source: pytorch/pytorch, 
 torch/nn/attention/flex_attention.py and torch/_higher_order_ops/flex_attention.py (`math_attention`).
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -54,7 +55,8 @@ def flex_attention(
 
     - ``score_mod(score, b, h, q_idx, kv_idx)`` rewrites the scaled scores, and so takes the place of soft caps and
       biases. PyTorch calls it with scalars under vmap; here it gets the scores (B, H, Tq, Tk) and index arrays
-      (B, 1, 1, 1), (H, 1, 1), (Tq, 1), (Tk,), and must broadcast.
+      (B, 1, 1, 1), (H, 1, 1), (Tq, 1), (Tk,), and must broadcast. An index times a Python number is float64 here and
+      float32 in PyTorch.
     - ``mask_mod(b, h, q_idx, kv_idx)`` inside the block mask knows indices, not positions: ``q_idx >= kv_idx`` is
       causal from the top left, whatever Tq and Tk are.
     - The mask is applied after score_mod: what that returns for a hidden pair does not matter.
@@ -138,9 +140,9 @@ class BlockMask:
     full_kv_indices: Ints
 
     def sparsity(self) -> float:
-        """Return the percentage of blocks that are empty."""
-        blocks = self.kv_indices.size
-        return 100.0 * (1 - float(self.kv_num_blocks.sum() + self.full_kv_num_blocks.sum()) / blocks)
+        """Return which percentage of the pairs lies in no block; below 0 where blocks reach far over the border."""
+        inside = int(self.kv_num_blocks.sum() + self.full_kv_num_blocks.sum()) * self.BLOCK_SIZE[0] * self.BLOCK_SIZE[1]
+        return 100.0 * (1 - inside / math.prod(self.shape))
 
 
 def create_mask(mod_fn: Any, B: int | None, H: int | None, Q_LEN: int, KV_LEN: int) -> Bools:
