@@ -6,12 +6,15 @@ tests/sparse tests.
 
 import math
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 
 import refattn
-from refattn import masks
+from refattn import dispatch, masks
 from refattn.arrays import compute_dtype
+from refattn.testing import cases
+from refattn.testing.conformance import judge
 
 
 def wide(*arrays):
@@ -290,3 +293,13 @@ MUTANTS = {
     for operation, mistakes in WRONG.items()
     for wrong in mistakes
 }
+
+
+def failures_of_what_is_right(operation):
+    """Return the cases that the implementation without a mistake fails."""
+    dispatch.register("right", SimpleNamespace(**{operation: RIGHT[operation]}))
+    try:
+        results = [judge(case, "right", {}) for case in cases(operation) if case.dtype == "float32"]
+    finally:
+        dispatch.unregister("right")
+    return [f"{result.check}: {result.message}" for result in results if result.verdict != "PASS"]

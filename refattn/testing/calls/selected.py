@@ -157,6 +157,7 @@ LSH: dict[str, dict[str, Any]] = {
     "one_chunk": {"chunk": 40},
     "chunks_of_one": {"chunk": 1, "causal": False},
     "all_in_one_bucket": {"equal": True},
+    "all_in_one_bucket_not_causal": {"equal": True, "causal": False, "T": 14},
     "buckets": {"buckets": 3},
     "buckets_not_causal": {"buckets": 5, "causal": False, "T": 26},
     "each_by_itself": {"buckets": 1000, "T": 9},
