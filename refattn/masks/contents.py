@@ -1,15 +1,19 @@
 """Patterns that are given: lengths, documents, chosen tokens, an array, a function."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from refattn.arrays import check_broadcasts
-from refattn.masks.algebra import Bools, Ints, Mask
-from refattn.masks.given import Given, column, extremes, per_sequence
+from refattn.masks.algebra import Bools, Index, Ints, Mask
+from refattn.masks.given import Given, extremes, number, per_sequence
+
+COUNTED = 1 << 22  # pairs of an array counted at a time
 
 
 def padding(lengths: ArrayLike) -> Mask:
@@ -38,12 +42,12 @@ class Padding(Mask):
     def lead(self) -> tuple[int, ...]:  # type: ignore[override]
         return per_sequence(self.lengths.array)
 
-    def see(self, i: Ints, j: Ints, Tq: int, Tk: int) -> Bools:
-        return (j < column(self.lengths.array, 0)) & (i >= 0)
+    def at(self, n: Index, i: Ints, j: Ints, Tq: int, Tk: int) -> Bools:
+        return np.asarray((j < number(self.lengths.array, n, 0)) & (np.asarray(i) >= 0))
 
-    def spans(self, Tq: int, Tk: int) -> tuple[Ints, Ints]:
-        stop = np.minimum(column(self.lengths.array, 0)[..., 0], Tk)
-        return np.zeros(Tq, np.int64), np.broadcast_to(stop, (*self.lead, Tq))
+    def runs(self, n: Index, i: Ints, Tq: int, Tk: int) -> tuple[Ints, Ints]:
+        stop = np.minimum(number(self.lengths.array, n, 0), Tk) + np.zeros_like(i)
+        return np.zeros_like(stop), stop
 
     def check(self, Tq: int, Tk: int) -> None:
         longest = int(self.lengths.array.max(initial=0))
@@ -92,23 +96,62 @@ class Document(Mask):
         batch = self.ids.array.shape[:-1]
         return (*batch, 1) if batch else ()
 
-    def see(self, i: Ints, j: Ints, Tq: int, Tk: int) -> Bools:
-        queries = self._queries(Tq)[..., i[:, 0], None]  # (*batch, n, 1)
-        keys = self.ids.array[..., None, j]  # (*batch, 1, m)
-        seen: Bools = queries == keys
-        return seen[..., None, :, :] if self.lead else seen
+    def at(self, n: Index, i: Ints, j: Ints, Tq: int, Tk: int) -> Bools:
+        queries, keys = self._ids(Tq)
+        return np.asarray(queries[n, i] == keys[n, j])
 
-    def tiles(self, Tq: int, Tk: int, block_q: int, block_k: int) -> tuple[Bools, Bools]:
-        q_low, q_high = extremes(self._queries(Tq), block_q)
-        k_low, k_high = extremes(self.ids.array, block_k)
+    def runs(self, n: Index, i: Ints, Tq: int, Tk: int) -> tuple[Ints, Ints] | None:
+        places, in_one_run = self._places
+        if not in_one_run:
+            return None
+        first = self._first(n, i, Tq, Tk)
+        start, end = np.searchsorted(places, first), np.searchsorted(places, first + Tk)
+        start_key = np.append(places, 0)[start] % (Tk + 1)
+        return start_key, start_key + end - start
+
+    def below(self, n: Index, i: Ints, stop: Index, Tq: int, Tk: int) -> Ints:
+        first = self._first(n, i, Tq, Tk)
+        return np.searchsorted(self._places[0], first + stop) - np.searchsorted(self._places[0], first)
+
+    def tiles(self, n: Index, i: Ints, Tq: int, Tk: int, block_q: int, block_k: int) -> tuple[Bools, Bools]:
+        if self._places[1]:
+            return super().tiles(n, i, Tq, Tk, block_q, block_k)
+        queries, keys = self._ids(Tq)
+        q_low, q_high = extremes(queries[n][..., i], block_q)
+        k_low, k_high = extremes(keys[n], block_k)
         some = (q_low[..., :, None] <= k_high[..., None, :]) & (k_low[..., None, :] <= q_high[..., :, None])
         one_each = (q_low == q_high)[..., :, None] & (k_low == k_high)[..., None, :]
-        every = one_each & (q_low[..., :, None] == k_low[..., None, :])
-        return (some[..., None, :, :], every[..., None, :, :]) if self.lead else (some, every)
+        return some, one_each & (q_low[..., :, None] == k_low[..., None, :])
 
-    def _queries(self, Tq: int) -> Ints:
-        queries = self.query_ids.array
-        return queries[..., queries.shape[-1] - Tq :] if self.queries_are_last else queries
+    def _ids(self, Tq: int) -> tuple[Ints, Ints]:
+        """Return the ids of the queries (sequences, Tq) and of the keys (sequences, Tk)."""
+        batch = math.prod(self.lead)
+        queries, keys = (ids.array.reshape(batch, ids.array.shape[-1]) for ids in (self.query_ids, self.ids))
+        return queries[:, queries.shape[-1] - Tq :] if self.queries_are_last else queries, keys
+
+    @cached_property
+    def _documents(self) -> Ints:
+        return np.unique(self.ids.array)
+
+    @cached_property
+    def _places(self) -> tuple[Ints, bool]:
+        """Return all keys, document by document, and whether those of each document stand one after another.
+
+        Key j of sequence n and document d is (n * documents + d) * (Tk + 1) + j.
+        """
+        _, keys = self._ids(0)
+        Tk = keys.shape[-1]
+        document = np.searchsorted(self._documents, keys) + np.arange(len(keys))[:, None] * len(self._documents)
+        places = np.sort((document * (Tk + 1) + np.arange(Tk)).ravel())
+        changes = np.count_nonzero(keys[:, 1:] != keys[:, :-1]) + len(keys) * (Tk > 0)
+        return places, bool(changes == len(np.unique(places // (Tk + 1))))
+
+    def _first(self, n: Index, i: Ints, Tq: int, Tk: int) -> Ints:
+        """Return where in `_places` the document of each query would have its key 0; beyond all, if it has no keys."""
+        queries, _ = self._ids(Tq)
+        known = np.isin(queries[n, i], self._documents)
+        document = np.searchsorted(self._documents, queries[n, i]) + n * len(self._documents)
+        return np.where(known, document, math.prod(self.lead) * len(self._documents)) * (Tk + 1)
 
     def check(self, Tq: int, Tk: int) -> None:
         if self.ids.array.shape[-1] != Tk:
@@ -144,12 +187,15 @@ class GlobalTokens(Mask):
     indices: Given
     cacheable = True
 
-    def see(self, i: Ints, j: Ints, Tq: int, Tk: int) -> Bools:
-        return np.isin(j, self.indices.array) | np.isin(i + Tk - Tq, self.indices.array)
+    def at(self, n: Index, i: Ints, j: Ints, Tq: int, Tk: int) -> Bools:
+        return np.asarray(np.isin(j, self.indices.array) | np.isin(np.asarray(i) + Tk - Tq, self.indices.array))
 
-    def tiles(self, Tq: int, Tk: int, block_q: int, block_k: int) -> tuple[Bools, Bools]:
-        rows = np.isin(np.arange(Tq) + Tk - Tq, self.indices.array)
-        (row_all, row_some) = extremes(rows, block_q)
+    def below(self, n: Index, i: Ints, stop: Index, Tq: int, Tk: int) -> Ints:
+        columns = np.searchsorted(np.unique(self.indices.array), stop)
+        return np.where(np.isin(i + Tk - Tq, self.indices.array), stop, columns)
+
+    def tiles(self, n: Index, i: Ints, Tq: int, Tk: int, block_q: int, block_k: int) -> tuple[Bools, Bools]:
+        (row_all, row_some) = extremes(np.isin(i + Tk - Tq, self.indices.array), block_q)
         (col_all, col_some) = extremes(np.isin(np.arange(Tk), self.indices.array), block_k)
         return row_some[:, None] | col_some, row_all[:, None] | col_all
 
@@ -183,10 +229,29 @@ class FromArray(Mask):
     def cacheable(self) -> bool:  # type: ignore[override]
         return self.visible.array.size <= 1 << 16
 
-    def see(self, i: Ints, j: Ints, Tq: int, Tk: int) -> Bools:
-        whole = np.broadcast_to(self.visible.array, (*self.lead, Tq, Tk))
-        seen: Bools = whole[..., i, j]
-        return seen
+    def at(self, n: Index, i: Ints, j: Ints, Tq: int, Tk: int) -> Bools:
+        rows, columns = self.visible.array.shape[-2:]
+        seen = self._flat()[n, i if rows == Tq else np.minimum(i, 0), j if columns == Tk else np.minimum(j, 0)]
+        return np.asarray(seen)
+
+    def below(self, n: Index, i: Ints, stop: Index, Tq: int, Tk: int) -> Ints:
+        found = np.zeros(i.shape, np.int64)
+        j, stops = np.arange(Tk), np.broadcast_to(stop, i.shape)
+        for part in np.array_split(np.arange(len(i)), -(-i.size * Tk // COUNTED) or 1):
+            found[part] = np.count_nonzero(self.at(n, i[part, None], j, Tq, Tk) & (j < stops[part, None]), axis=-1)
+        return found
+
+    def tiles(self, n: Index, i: Ints, Tq: int, Tk: int, block_q: int, block_k: int) -> tuple[Bools, Bools]:
+        seen: Any = self._flat()[n]
+        seen = seen if seen.shape[-2] == 1 else seen[..., i, :]
+        every, some = extremes(seen, block_k if seen.shape[-1] == Tk else 1)
+        every, some = every.swapaxes(-1, -2), some.swapaxes(-1, -2)
+        step = block_q if seen.shape[-2] == len(i) else 1
+        return extremes(some, step)[1].swapaxes(-1, -2), extremes(every, step)[0].swapaxes(-1, -2)
+
+    def _flat(self) -> Bools:
+        array = self.visible.array
+        return array.reshape(math.prod(self.lead), *array.shape[-2:])
 
     def check(self, Tq: int, Tk: int) -> None:
         check_broadcasts("mask", "array", self.visible.array.shape, (*self.lead, Tq, Tk), "(..., Tq, Tk)")
@@ -218,7 +283,28 @@ class FromFunction(Mask):
 
     function: Callable[[Ints, Ints], Any]
 
-    def see(self, i: Ints, j: Ints, Tq: int, Tk: int) -> Bools:
+    def at(self, n: Index, i: Ints, j: Ints, Tq: int, Tk: int) -> Bools:
+        if i.ndim == 2 and i.shape[1] == 1 and j.ndim == 1:
+            return self._ask(i, j)
+        shape = np.broadcast_shapes(i.shape, j.shape)
+        seen = np.zeros(shape, bool)
+        for place in np.ndindex(shape[:-1]):
+            queries, keys = (np.broadcast_to(x, shape)[place] for x in (i, j))
+            same = (queries == queries[:1]).all()
+            seen[place] = self._ask(queries[:1, None], keys) if same else self._ask(queries[:, None], keys).diagonal()
+        return seen
+
+    def patch(self, n: Index, q: Ints, k: Ints, Tq: int, Tk: int, block_q: int, block_k: int) -> Bools:
+        seen = np.zeros((len(q), block_k, block_q), bool)
+        for top in np.unique(q):  # one call for all tiles of a row
+            row = np.flatnonzero(q == top)
+            i, j = np.arange(top, min(top + block_q, Tq)), (k[row, None] + np.arange(block_k)).ravel()
+            part = np.zeros((len(j), len(i)), bool)
+            part[j < Tk] = self._ask(i[:, None], j[j < Tk]).T
+            seen[row, :, : len(i)] = part.reshape(len(row), block_k, len(i))
+        return seen
+
+    def _ask(self, i: Ints, j: Ints) -> Bools:
         try:
             seen = np.asarray(self.function(i, j))
         except ValueError as error:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from refattn.masks.algebra import Ints
+from refattn.masks.algebra import Bools, Index, Ints
 
 
 @dataclass(frozen=True)
@@ -57,13 +57,23 @@ def per_sequence(values: NDArray[Any] | None) -> tuple[int, ...]:
     return () if values is None or values.ndim == 0 else (*values.shape, 1)
 
 
-def column(values: NDArray[Any] | None, default: int) -> Ints:
-    """Return one number per sequence, shaped so that it broadcasts against (..., H, Tq, Tk)."""
-    array = np.asarray(default if values is None else values, np.int64)
-    return array.reshape((*per_sequence(array), 1, 1))
+def number(values: NDArray[Any] | None, n: Index, default: int) -> Index:
+    """Return the number of sequence `n`: the only one if there is one for all, and `default` if none is given."""
+    if values is None:
+        return default
+    found: Ints = values.reshape(-1)[n]
+    return found
 
 
 def extremes(values: NDArray[Any], block: int) -> tuple[NDArray[Any], NDArray[Any]]:
     """Return the least and the greatest value in each run of `block` entries of the last axis."""
     starts = np.arange(0, values.shape[-1], block)
     return np.minimum.reduceat(values, starts, axis=-1), np.maximum.reduceat(values, starts, axis=-1)
+
+
+def stretches(values: Bools, first: Ints, last: Ints) -> tuple[Bools, Bools]:
+    """Return whether all, and whether any, of the entries first ... last of the last axis are True."""
+    total = np.zeros((*values.shape[:-1], values.shape[-1] + 1), np.int32)
+    np.cumsum(values, axis=-1, out=total[..., 1:])
+    found = total[..., last + 1] - total[..., first]
+    return found == last - first + 1, found > 0

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from refattn.arrays import check_count
-from refattn.masks.algebra import Bools, Ints, Mask
-from refattn.masks.given import Given, column, per_sequence
+from refattn.masks.algebra import Bools, Index, Ints, Mask
+from refattn.masks.given import Given, number, per_sequence
 
 
 def causal(offset: ArrayLike | None = None) -> Mask:
@@ -43,15 +43,24 @@ class Causal(Mask):
     def lead(self) -> tuple[int, ...]:  # type: ignore[override]
         return per_sequence(self.offset.array)
 
-    def see(self, i: Ints, j: Ints, Tq: int, Tk: int) -> Bools:
-        return j <= i + self._offset(Tq, Tk)
+    @property
+    def shifts(self) -> bool:  # type: ignore[override]
+        return self.lead == ()
 
-    def spans(self, Tq: int, Tk: int) -> tuple[Ints, Ints]:
-        stop = np.arange(Tq) + self._offset(Tq, Tk)[..., 0] + 1
-        return np.zeros(Tq, np.int64), np.clip(stop, 0, Tk)
+    def at(self, n: Index, i: Ints, j: Ints, Tq: int, Tk: int) -> Bools:
+        seen: Bools = j <= i + self._offset(n, Tq, Tk)
+        return seen
 
-    def _offset(self, Tq: int, Tk: int) -> Ints:
-        return np.clip(column(self.offset.array, Tk - Tq), -Tq - Tk, Tq + Tk)  # further out says no more
+    def band(self, n: int, Tq: int, Tk: int) -> tuple[int, int]:
+        return -Tq, int(self._offset(n, Tq, Tk))
+
+    def runs(self, n: Index, i: Ints, Tq: int, Tk: int) -> tuple[Ints, Ints]:
+        stop = np.clip(i + self._offset(n, Tq, Tk) + 1, 0, Tk)
+        return np.zeros_like(stop), stop
+
+    def _offset(self, n: Index, Tq: int, Tk: int) -> Index:
+        offset = number(self.offset.array, n, Tk - Tq)
+        return np.clip(offset, -Tq - Tk, Tq + Tk)  # further out says no more
 
     def __repr__(self) -> str:
         return f"causal({self.offset!r})"
@@ -82,21 +91,22 @@ class Window(Mask):
     left: int | None
     right: int | None
     cacheable = True
+    shifts = True
 
-    def see(self, i: Ints, j: Ints, Tq: int, Tk: int) -> Bools:
-        back = i + (Tk - Tq) - j  # how far key j lies behind query i
-        seen = np.ones(np.broadcast_shapes(i.shape, j.shape), bool)
-        if self.left is not None:
-            seen &= back <= self.left
-        if self.right is not None:
-            seen &= -back <= self.right
+    def at(self, n: Index, i: Ints, j: Ints, Tq: int, Tk: int) -> Bools:
+        low, high = self.band(0, Tq, Tk)
+        seen: Bools = (j >= i + low) & (j <= i + high)
         return seen
 
-    def spans(self, Tq: int, Tk: int) -> tuple[Ints, Ints]:
-        position, most = np.arange(Tq) + (Tk - Tq), Tq + Tk
-        start = np.zeros(Tq, np.int64) if self.left is None else np.clip(position - min(self.left, most), 0, Tk)
-        stop = np.full(Tq, Tk) if self.right is None else np.clip(position + min(self.right, most) + 1, 0, Tk)
-        return start, stop
+    def band(self, n: int, Tq: int, Tk: int) -> tuple[int, int]:
+        most = 2 * (Tq + Tk)  # further out says no more
+        left = most if self.left is None else min(self.left, most)
+        right = most if self.right is None else min(self.right, most)
+        return Tk - Tq - left, Tk - Tq + right
+
+    def runs(self, n: Index, i: Ints, Tq: int, Tk: int) -> tuple[Ints, Ints]:
+        low, high = self.band(0, Tq, Tk)
+        return np.clip(i + low, 0, Tk), np.clip(i + high + 1, 0, Tk)
 
     def __repr__(self) -> str:
         return f"window({self.left}, {self.right})"
@@ -139,12 +149,13 @@ class PrefixLM(Mask):
     def lead(self) -> tuple[int, ...]:  # type: ignore[override]
         return per_sequence(self.n.array)
 
-    def see(self, i: Ints, j: Ints, Tq: int, Tk: int) -> Bools:
-        return (j < column(self.n.array, 0)) | (j <= i + (Tk - Tq))
+    def at(self, n: Index, i: Ints, j: Ints, Tq: int, Tk: int) -> Bools:
+        seen: Bools = j < np.maximum(number(self.n.array, n, 0), i + (Tk - Tq + 1))
+        return seen
 
-    def spans(self, Tq: int, Tk: int) -> tuple[Ints, Ints]:
-        stop = np.maximum(np.arange(Tq) + (Tk - Tq + 1), column(self.n.array, 0)[..., 0])
-        return np.zeros(Tq, np.int64), np.clip(stop, 0, Tk)
+    def runs(self, n: Index, i: Ints, Tq: int, Tk: int) -> tuple[Ints, Ints]:
+        stop = np.clip(np.maximum(number(self.n.array, n, 0), i + (Tk - Tq + 1)), 0, Tk)
+        return np.zeros_like(stop), stop
 
     def __repr__(self) -> str:
         return f"prefix_lm({self.n!r})"
@@ -174,14 +185,14 @@ class Chunked(Mask):
     size: int
     cacheable = True
 
-    def see(self, i: Ints, j: Ints, Tq: int, Tk: int) -> Bools:
+    def at(self, n: Index, i: Ints, j: Ints, Tq: int, Tk: int) -> Bools:
         seen: Bools = (i + (Tk - Tq)) // self.size == j // self.size
         return seen
 
-    def spans(self, Tq: int, Tk: int) -> tuple[Ints, Ints]:
-        position = np.arange(Tq) + (Tk - Tq)
+    def runs(self, n: Index, i: Ints, Tq: int, Tk: int) -> tuple[Ints, Ints]:
+        position = i + (Tk - Tq)
         start = position - position % self.size
-        return np.clip(start, 0, Tk), np.clip(start + self.size, 0, Tk)
+        return np.clip(start, 0, Tk), np.clip(start + min(self.size, Tq + Tk), 0, Tk)
 
     def __repr__(self) -> str:
         return f"chunked({self.size})"

@@ -6,8 +6,12 @@ Child et al. 2019, arXiv:1904.10509, section 4.2 (strided, fixed); Beltagy et al
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from refattn.arrays import check_count
-from refattn.masks.algebra import Bools, Ints, Mask
+from refattn.masks import blocks
+from refattn.masks.algebra import Bools, Index, Ints, Mask
+from refattn.masks.given import extremes
 
 
 def dilated(window: int, step: int) -> Mask:
@@ -34,12 +38,28 @@ class Dilated(Mask):
     window: int
     step: int
     cacheable = True
+    shifts = True
 
-    def see(self, i: Ints, j: Ints, Tq: int, Tk: int) -> Bools:
-        position = i + (Tk - Tq)
-        reach = min(self.window * self.step, Tq + Tk)  # further out says no more
-        near = (j >= position - reach) & (j <= position + reach)
-        return near & (position % self.step == j % self.step)
+    def at(self, n: Index, i: Ints, j: Ints, Tq: int, Tk: int) -> Bools:
+        position, reach = i + (Tk - Tq), self._reach(Tq, Tk)
+        seen: Bools = (j >= position - reach) & (j <= position + reach) & (position % self.step == j % self.step)
+        return seen
+
+    def below(self, n: Index, i: Ints, stop: Index, Tq: int, Tk: int) -> Ints:
+        position, reach = i + (Tk - Tq), self._reach(Tq, Tk)
+        first, last = np.maximum(position - reach, 0), np.minimum(position + reach, stop - 1)
+        # the numbers that leave position's rest, up to last and before first
+        count: Ints = (last - position) // self.step - (first - 1 - position) // self.step
+        return np.where(last >= first, count, 0)
+
+    def tiles(self, n: Index, i: Ints, Tq: int, Tk: int, block_q: int, block_k: int) -> tuple[Bools, Bools]:
+        low, high = distances(i, Tq, Tk, block_q, block_k)
+        reach = self._reach(Tq, Tk)
+        low, high = np.maximum(low, -reach), np.minimum(high, reach)
+        return high // self.step * self.step >= low, np.zeros((1, 1), bool)
+
+    def _reach(self, Tq: int, Tk: int) -> int:
+        return min(self.window, Tq + Tk) * self.step  # more steps lead out of the sequence
 
     def __repr__(self) -> str:
         return f"dilated({self.window}, {self.step})"
@@ -72,11 +92,31 @@ class Strided(Mask):
     local: int
     stride: int
     cacheable = True
+    shifts = True
 
-    def see(self, i: Ints, j: Ints, Tq: int, Tk: int) -> Bools:
+    def at(self, n: Index, i: Ints, j: Ints, Tq: int, Tk: int) -> Bools:
         position = i + (Tk - Tq)
-        seen: Bools = (j > position - min(self.local, Tq + Tk)) | (position % self.stride == j % self.stride)
+        seen: Bools = (j > position - self._local(Tq, Tk)) | (position % self.stride == j % self.stride)
         return seen & (j <= position)
+
+    def below(self, n: Index, i: Ints, stop: Index, Tq: int, Tk: int) -> Ints:
+        position = i + (Tk - Tq)
+        return self._within(position, Tq, Tk) - self._within(position - stop, Tq, Tk)
+
+    def _within(self, d: Ints, Tq: int, Tk: int) -> Ints:
+        """Return how many of the distances 0 ... d are visible."""
+        local = self._local(Tq, Tk)
+        farther = np.maximum(d // self.stride - (local - 1) // self.stride, 0)
+        return np.clip(d + 1, 0, local) + farther
+
+    def tiles(self, n: Index, i: Ints, Tq: int, Tk: int, block_q: int, block_k: int) -> tuple[Bools, Bools]:
+        low, high = distances(i, Tq, Tk, block_q, block_k)
+        low0, local = np.maximum(low, 0), self._local(Tq, Tk)
+        some = (high >= low0) & ((low0 < local) | (high // self.stride * self.stride >= low0))
+        return some, (low >= 0) & (high < local)
+
+    def _local(self, Tq: int, Tk: int) -> int:
+        return min(self.local, Tq + Tk)  # further out says no more
 
     def __repr__(self) -> str:
         return f"strided({self.local}, {self.stride})"
@@ -112,10 +152,36 @@ class Fixed(Mask):
     summary: int
     cacheable = True
 
-    def see(self, i: Ints, j: Ints, Tq: int, Tk: int) -> Bools:
+    def at(self, n: Index, i: Ints, j: Ints, Tq: int, Tk: int) -> Bools:
         position = i + (Tk - Tq)
         seen: Bools = (position // self.block == j // self.block) | (j % self.block >= self.block - self.summary)
         return seen & (j <= position)
 
+    def below(self, n: Index, i: Ints, stop: Index, Tq: int, Tk: int) -> Ints:
+        position = i + (Tk - Tq)
+        stop = np.minimum(stop, position + 1)
+        own = position - position % self.block  # where the query's block begins
+        earlier = np.minimum(stop, own)
+        summaries = earlier // self.block * self.summary
+        summaries += np.maximum(earlier % self.block - (self.block - self.summary), 0)
+        return np.where(position >= 0, summaries + stop - earlier, 0)
+
+    def tiles(self, n: Index, i: Ints, Tq: int, Tk: int, block_q: int, block_k: int) -> tuple[Bools, Bools]:
+        position = i + (Tk - Tq)
+        none, causal = np.zeros_like(position), np.clip(position + 1, 0, Tk)
+        before, _ = blocks.tiles_of_runs(none, causal, Tk, block_q, block_k)
+        own, every = blocks.tiles_of_runs(
+            np.clip(position - position % self.block, 0, Tk), causal, Tk, block_q, block_k
+        )
+        (_, summary) = extremes(np.arange(Tk) % self.block >= self.block - self.summary, block_k)
+        return own | (before & summary), every
+
     def __repr__(self) -> str:
         return f"fixed({self.block}, {self.summary})"
+
+
+def distances(i: Ints, Tq: int, Tk: int, block_q: int, block_k: int) -> tuple[Ints, Ints]:
+    """Return the least and the greatest distance, position - j, in each tile: int64 (tiles of queries, of keys)."""
+    first, last = extremes(i + (Tk - Tq), block_q)
+    left = np.arange(0, Tk, block_k)
+    return first[:, None] - np.minimum(left + block_k, Tk) + 1, last[:, None] - left

@@ -5,30 +5,81 @@ Zaheer et al. 2020, arXiv:2007.14062, section 2 and appendix D: BigBird's window
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import numpy as np
 from numpy.typing import ArrayLike
 
 from refattn.arrays import check_count
-from refattn.masks.algebra import Bools, Ints, Mask
-from refattn.masks.contents import global_tokens
+from refattn.masks.algebra import Bools, Index, Ints, Mask
+from refattn.masks.contents import FromArray, global_tokens
 from refattn.masks.drawn import Random, check_draw, draw_words
-from refattn.masks.given import Given
+from refattn.masks.given import Given, stretches
 from refattn.masks.positions import window as sides
 
 
+class Coarse(NamedTuple):
+    """A pattern of blocks."""
+
+    mask: Mask
+    nq: int
+    nk: int
+    shift: int
+    """How far into its block the first query stands."""
+
+
 class Tiled(Mask):
-    """A pattern of blocks: the query at position p sees key j if `coarse` lets block p // size see block j // size."""
+    """A pattern of blocks: a block of queries looks at blocks of keys, all of them, as `coarse` says."""
 
     size: int
 
-    def coarse(self, nk: int) -> Mask:
-        """Return the pattern of the blocks, when there are `nk` blocks of keys."""
+    def coarse(self, Tq: int, Tk: int) -> Coarse:
+        """Return the pattern of the blocks."""
+        nk, first = -(-Tk // self.size), (Tk - Tq) // self.size
+        return Coarse(self.pattern(nk), nk - first, nk, (Tk - Tq) % self.size)
+
+    def pattern(self, nk: int) -> Mask:
+        """Return the mask of the blocks, if there are `nk` blocks of keys."""
         raise NotImplementedError
 
-    def see(self, i: Ints, j: Ints, Tq: int, Tk: int) -> Bools:
-        nk = -(-Tk // self.size)
-        first = (Tk - Tq) // self.size
-        return self.coarse(nk).see((i + (Tk - Tq)) // self.size - first, j // self.size, nk - first, nk)
+    def at(self, n: Index, i: Ints, j: Ints, Tq: int, Tk: int) -> Bools:
+        mask, nq, nk, shift = self.coarse(Tq, Tk)
+        return mask.at(n, (i + shift) // self.size, j // self.size, nq, nk)
+
+    def below(self, n: Index, i: Ints, stop: Index, Tq: int, Tk: int) -> Ints | None:
+        mask, nq, nk, shift = self.coarse(Tq, Tk)
+        rows, last = (i + shift) // self.size, np.asarray(stop) // self.size
+        whole = mask.below(n, rows, last, nq, nk)
+        if whole is None:
+            return None
+        cut = mask.at(n, rows, np.minimum(last, max(nk - 1, 0)), nq, nk) if nk > 0 else np.zeros(rows.shape, bool)
+        return whole * self.size + np.where(cut, stop - last * self.size, 0)
+
+    def tiles(self, n: Index, i: Ints, Tq: int, Tk: int, block_q: int, block_k: int) -> tuple[Bools, Bools]:
+        mask, nq, nk, shift = self.coarse(Tq, Tk)
+        rows = np.arange((i[0] + shift) // self.size, (i[-1] + shift) // self.size + 1)
+        if shift == 0 and block_q % self.size == 0 and block_k % self.size == 0:
+            return mask.tiles(n, rows, nq, nk, block_q // self.size, block_k // self.size)
+        if self.size < min(block_q, block_k) // 8:
+            return np.ones((1, 1), bool), np.zeros((1, 1), bool)
+        grid = mask.at(np.asarray(n)[..., None, None], rows[:, None], np.arange(nk), nq, nk)
+        first = (np.arange(i[0], i[-1] + 1, block_q) + shift) // self.size - rows[0]
+        last = (np.minimum(np.arange(i[0], i[-1] + 1, block_q) + block_q - 1, i[-1]) + shift) // self.size - rows[0]
+        left = np.arange(0, Tk, block_k)
+        right = np.minimum(left + block_k, Tk) - 1
+        every, some = stretches(grid, left // self.size, right // self.size)
+        every, some = every.swapaxes(-1, -2), some.swapaxes(-1, -2)
+        return stretches(some, first, last)[1].swapaxes(-1, -2), stretches(every, first, last)[0].swapaxes(-1, -2)
+
+    def patch(self, n: Index, q: Ints, k: Ints, Tq: int, Tk: int, block_q: int, block_k: int) -> Bools:
+        mask, nq, nk, shift = self.coarse(Tq, Tk)
+        top, left = (q + shift) // self.size, k // self.size
+        rows, columns = (block_q - 1) // self.size + 2, (block_k - 1) // self.size + 2
+        grid = np.broadcast_to(mask.patch(n, top, left, nq, nk, rows, columns), (len(q), columns, rows))
+        a = ((q + shift)[:, None] + np.arange(block_q)) // self.size - top[:, None]  # (t, block_q)
+        b = (k[:, None] + np.arange(block_k)) // self.size - left[:, None]  # (t, block_k)
+        seen = np.take_along_axis(grid, a[:, None, :], axis=2).reshape(-1, block_q)  # (t * columns, block_q)
+        return np.asarray(seen[b + np.arange(len(q))[:, None] * columns])
 
 
 def random_blocks(n_blocks: int, block_size: int, seed: int = 0, heads: int | None = None) -> Mask:
@@ -64,13 +115,14 @@ class RandomBlocks(Tiled):
     def lead(self) -> tuple[int, ...]:  # type: ignore[override]
         return () if self.heads is None else (self.heads,)
 
-    def coarse(self, nk: int) -> Mask:
+    def pattern(self, nk: int) -> Mask:
         return Random(self.n_blocks, self.seed, self.heads)
 
     def keys(self, Tq: int, Tk: int) -> Ints:
         """Return the blocks of keys that each block of queries sees, ascending: int64 (*lead, blocks, n), read-only."""
-        nk, first = -(-Tk // self.size), (Tk - Tq) // self.size
-        return Random(self.n_blocks, self.seed, self.heads).keys(nk - first, nk)
+        self._check_all(Tq, Tk)
+        _, nq, nk, _ = self.coarse(Tq, Tk)
+        return Random(self.n_blocks, self.seed, self.heads).keys(nq, nk)
 
     def __repr__(self) -> str:
         return f"random_blocks({self.n_blocks}, {draw_words(self.size, self.seed, self.heads)})"
@@ -138,11 +190,11 @@ class BigBird(Tiled):
     def lead(self) -> tuple[int, ...]:  # type: ignore[override]
         return () if self.heads is None else (self.heads,)
 
-    def coarse(self, nk: int) -> Mask:
+    def pattern(self, nk: int) -> Mask:
         half = self.n_window // 2
         blocks = [b + nk if b < 0 else b for b in self.global_blocks.array.tolist() if b >= -nk]
-        pattern = sides(half, half) | global_tokens(blocks)
-        return pattern | Random(self.n_random, self.seed, self.heads)
+        chosen = sides(half, half) | global_tokens(blocks)
+        return chosen | Random(self.n_random, self.seed, self.heads)
 
     def __repr__(self) -> str:
         words = f"{self.n_window}, {self.global_blocks!r}, {draw_words(self.n_random, self.seed, self.heads)}"
@@ -191,7 +243,7 @@ def block(layout: ArrayLike, block_size: int) -> Mask:
 
 
 @dataclass(frozen=True, repr=False)
-class Block(Mask):
+class Block(Tiled):
     """See `block`."""
 
     layout: Given
@@ -202,9 +254,8 @@ class Block(Mask):
     def lead(self) -> tuple[int, ...]:  # type: ignore[override]
         return tuple(self.layout.array.shape[:-2])
 
-    def see(self, i: Ints, j: Ints, Tq: int, Tk: int) -> Bools:
-        seen: Bools = self.layout.array[..., i // self.size, j // self.size]
-        return seen
+    def coarse(self, Tq: int, Tk: int) -> Coarse:
+        return Coarse(FromArray(self.layout), -(-Tq // self.size), -(-Tk // self.size), 0)
 
     def check(self, Tq: int, Tk: int) -> None:
         have, want = self.layout.array.shape[-2:], (-(-Tq // self.size), -(-Tk // self.size))

@@ -25,11 +25,38 @@ PATTERNS = {  # all for 33 queries and 50 keys, or for any
     "array of keys": masks.from_array(RNG.random((1, 50)) < 0.5),
     "array of queries": masks.from_array(RNG.random((33, 1)) < 0.5),
     "function": masks.from_function(lambda i, j: (i // 4 + j // 4) % 2 == 0),
+    "dilated": masks.dilated(3, 4),
+    "dilated without gaps": masks.dilated(3, 1),
+    "strided": masks.strided(3, 7),
+    "fixed": masks.fixed(8, 2),
+    "chunked": masks.chunked(9),
+    "prefix": masks.prefix_lm(12),
+    "prefix of each": masks.prefix_lm([0, 20, 60]),
+    "drawn": masks.random(3, seed=1),
+    "drawn, most": masks.random(40, heads=2),
+    "drawn blocks": masks.random_blocks(2, 8, seed=2, heads=3),
+    "bigbird": masks.bigbird(4, n_random=1),
+    "bigbird of odd blocks": masks.bigbird(7, 1, (0, -2, 3), 2, 5, 2),
+    "longformer": masks.longformer(4, [0, 20]),
+    "blocks": masks.block(RNG.random((2, 4, 5)) < 0.4, 10),
+    "documents mixed": masks.document(RNG.integers(0, 5, (2, 50))) & masks.causal(),
+    "documents elsewhere": masks.document([3, 3, 1, 1, 1, 8] + 44 * [2], 11 * [1, 9, 3]),
+    "drawn behind": masks.causal() & masks.random(9) & masks.strided(4, 3),
     "not": ~(masks.causal() & masks.window(9, 0)) | masks.padding([3, 50, 0]),
 }
 SIZES = [(33, 50), (50, 33), (1, 50), (50, 1), (64, 64), (0, 7), (7, 0)]
 BLOCKS = [(1, 1), (1, 8), (3, 5), (7, 16), (8, 8), (16, 16), (16, 24), (64, 64), (100, 3), (128, 128)]
-ANY_SIZE = ["causal", "causal from the top", "window", "band", "globals", "function"]
+REACHING = ["dilated", "strided", "fixed", "chunked", "prefix", "drawn", "drawn blocks", "bigbird", "longformer"]
+ANY_SIZE = [
+    "causal",
+    "causal from the top",
+    "window",
+    "band",
+    "globals",
+    "function",
+    *REACHING,
+    "bigbird of odd blocks",
+]
 
 
 def from_blocks(blocks):
@@ -128,6 +155,23 @@ ATOMS = st.one_of(
     ),
     st.builds(masks.window, st.one_of(st.none(), st.integers(0, 20)), st.one_of(st.none(), st.integers(0, 20))),
     st.builds(masks.global_tokens, st.lists(st.integers(0, 40), max_size=3)),
+    st.builds(masks.dilated, st.integers(0, 9), st.integers(1, 7)),
+    st.builds(masks.strided, st.integers(1, 9), st.integers(1, 9)),
+    st.integers(1, 9).flatmap(lambda block: st.builds(masks.fixed, st.just(block), st.integers(1, block))),
+    st.builds(masks.chunked, st.integers(1, 15)),
+    st.builds(masks.prefix_lm, st.one_of(st.integers(0, 20), st.lists(st.integers(0, 20), min_size=2, max_size=2))),
+    st.builds(masks.random, st.integers(1, 9), st.integers(0, 3), st.sampled_from([None, 3])),
+    st.builds(masks.random_blocks, st.integers(1, 3), st.integers(1, 9), st.integers(0, 3)),
+    st.builds(
+        masks.bigbird,
+        st.integers(1, 9),
+        st.sampled_from([1, 3]),
+        st.lists(st.integers(-3, 3), max_size=3),
+        st.integers(0, 2),
+        st.integers(0, 3),
+        st.sampled_from([None, 3]),
+    ),
+    st.builds(masks.longformer, st.integers(0, 9), st.lists(st.integers(0, 40), max_size=3)),
     st.builds(masks.padding, st.one_of(st.integers(0, 5), st.lists(st.integers(0, 5), min_size=2, max_size=2))),
 )
 EXPRESSIONS = st.recursive(
