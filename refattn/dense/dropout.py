@@ -1,7 +1,8 @@
 r"""The keep-mask of attention dropout, drawn by counting: each element is a function of the seed and its place alone.
 
 Srivastava et al., "Dropout", 2014, Journal of Machine Learning Research 15, for what it is good for. The bits are those
-of Philox4x32-10: Salmon, Moraes, Dror and Shaw, "Parallel Random Numbers: As Easy as 1, 2, 3", 2011, section 3.3.
+of Philox4x32-10: Salmon, Moraes, Dror and Shaw, "Parallel Random Numbers: As Easy as 1, 2, 3", 2011,
+doi:10.1145/2063384.2063405.
 """
 
 from collections.abc import Sequence

@@ -1,9 +1,9 @@
 r"""Frequencies of `rope` for contexts longer than those of the training.
 
-Linear: Chen et al., "Position Interpolation", 2023, arXiv:2306.15595, eq. 4. NTK-aware, dynamic NTK and YaRN: Peng et
-al., "YaRN", 2023, arXiv:2309.00071, eq. 16, section 3.3, eq. 19-22. llama3: the rule that Meta published with the
-weights of Llama 3.1 (Dubey et al., "The Llama 3 Herd of Models", 2024, arXiv:2407.21783), which takes no more than the
-numbers in a checkpoint's configuration. Each function returns what such a configuration stands for.
+Linear: Chen et al., "Extending Context Window of Large Language Models via Positional Interpolation", 2023,
+arXiv:2306.15595, eq. 4. NTK-aware, dynamic NTK and YaRN: Peng et al., "YaRN", 2023, arXiv:2309.00071, sections 3.1, 3.3
+and 3.4. llama3: the rule that came with the weights of Llama 3.1 ("The Llama 3 Herd of Models", 2024,
+arXiv:2407.21783). Each function takes the numbers that stand in a checkpoint's configuration.
 """
 
 import math

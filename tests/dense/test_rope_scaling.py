@@ -30,6 +30,15 @@ def test_rope_takes_the_frequencies_instead_of_theta(anywhere):
     np.testing.assert_allclose(back, x, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_the_derivative_with_frequencies_is_the_transpose(interleaved, anywhere):
+    rng, t = np.random.default_rng(3), np.array([[0, 4, 9], [-3, 70, 2]])
+    x, dy = rng.normal(size=(2, 2, 2, 3, 8))
+    options = {"frequencies": rng.normal(size=3), "rotary_dim": 6, "interleaved": interleaved, "backend": anywhere}
+    left, right = (dy * refattn.rope(x, t, **options)).sum(), (refattn.rope_vjp(dy, t, **options) * x).sum()
+    assert math.isclose(left, right, rel_tol=1e-12)  # rope is linear in x
+
+
 def test_frequencies_are_radians_per_position(anywhere):
     f = np.array([math.pi / 2, 0.0])
     y = refattn.rope(np.array([[1.0, 5.0, 0.0, 6.0]] * 3), np.array([1, 2, 3]), frequencies=f, backend=anywhere)
