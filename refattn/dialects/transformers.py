@@ -268,7 +268,7 @@ def _eager(
         undefined = np.isneginf(top)  # the softmax of nothing but -inf
         lost = top <= max(lowest(query.dtype), float(np.finfo(np.float32).min))  # next to which scores round away
         q = np.where(lost, np.zeros((), q.dtype), q)  # (B, H, Tq, D): the scores become 0
-        bias = np.where(lost & ~undefined, bias - top, bias)
+        bias = bias - np.where(lost & ~undefined, top, 0).astype(compute)  # softmax(s) = softmax(s - top)
     with np.errstate(all="ignore"):
         o, lse = attention(q, key, value, bias=bias, **options, return_lse=True, backend=backend)
         s = float(scaling) * (q.astype(compute) @ repeat_heads(key, q.shape[1]).astype(compute).swapaxes(-1, -2))

@@ -13,6 +13,8 @@ pytestmark = pytest.mark.peers
 BACKENDS = ("numpy", "numba")
 TOLERANCE = {"float64": 3e-6, "float32": 3e-6, "float16": 5e-3}  # JAX's softmax is float32 at best
 
+SHAPES = [(2, 1, 3, 5, 7, 12), (1, 2, 2, 8, 20, 9), (3, 2, 1, 4, 1, 6)]  # B, K, N / K, H, T, S; JAX compiles for each
+
 
 @pytest.fixture(scope="module")
 def jax():
@@ -28,8 +30,7 @@ def jax():
 def draw(seed, dtype):
     """Random arrays and options; each option is there in about half of the draws."""
     rng = np.random.default_rng(seed)
-    B, K, G, H = (int(rng.integers(1, n)) for n in (4, 4, 4, 17))
-    T, S = int(rng.integers(1, 40)), int(rng.integers(1, 40))
+    B, K, G, H, T, S = SHAPES[seed % len(SHAPES)]
     q, k, v = (rng.standard_normal((B, t, n, H)).astype(dtype) for t, n in ((T, K * G), (S, K), (S, K)))
     some = rng.random(8) < 0.5
     options = {"scale": float(rng.normal()) if some[0] else None, "is_causal": bool(some[1])}
@@ -56,7 +57,7 @@ def same(jax, arrays, options, tolerance=3e-6):
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("seed", range(15))
+@pytest.mark.parametrize("seed", range(12))
 def test_random_options(jax, seed, dtype):
     *arrays, options = draw(seed, dtype)
     same(jax, arrays, options, TOLERANCE[dtype])
