@@ -148,17 +148,13 @@ def mask_of(name: str, mask: Bools | None, packed: Array | None, shape: tuple[in
 
 def masks_of(name: str, mask: Bools | None, packed: Array | None, rows_q: Ints, rows_k: Ints) -> list[Bools | None]:
     """Return the mask (Tq, Tk) of each request; the bits of each begin in a byte of their own."""
-    masks: list[Bools | None] = []
-    start = 0
-    for Tq, Tk in zip(np.diff(rows_q).tolist(), np.diff(rows_k).tolist(), strict=True):
-        if packed is not None:
-            size = -(-Tq * Tk // 8)
-            masks.append(mask_of(name, None, packed[start : start + size], (Tq, Tk)))
-        else:
-            size = Tq * Tk
-            masks.append(None if mask is None else mask[start : start + size].reshape(Tq, Tk))
-        start += size
-    given = packed if packed is not None else mask
-    if given is not None and len(given) != start:
-        raise ValueError(f"{name}: the masks have {len(given)} entries; wanted {start}")
-    return masks
+    shapes = list(zip(np.diff(rows_q).tolist(), np.diff(rows_k).tolist(), strict=True))
+    sizes = [Tq * Tk if packed is None else -(-Tq * Tk // 8) for Tq, Tk in shapes]
+    given = mask if packed is None else packed
+    if given is None:
+        return [None] * len(shapes)
+    check_shape(name, "custom_mask" if packed is None else "packed_custom_mask", given, (sum(sizes),), "sum of Tq Tk")
+    parts = np.split(given, np.cumsum(sizes)[:-1])
+    if packed is not None:
+        return [mask_of(name, None, part, shape) for part, shape in zip(parts, shapes, strict=True)]
+    return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
