@@ -17,7 +17,7 @@ for n_keys in (4, 16, 64, 256):
     kept = np.exp(few.lse - lse)  # the share of the softmax that the chosen keys had
     error[n_keys] = abs(few.o - dense).max()
     print(
-        f"{n_keys:>3} keys keep {kept.mean():.1%} of the weights, at worst {kept.min():.1%}; error {error[n_keys]:.1e}"
+        f"{n_keys:>3} keys keep {kept.mean():.1%} of the weights, {kept.min():.1%} at worst; error {error[n_keys]:.1e}"
     )
 
 # The next layer takes over the choice: no row of scores has to be searched again.

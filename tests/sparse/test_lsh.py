@@ -198,3 +198,44 @@ def test_rotations_refuse(sizes, says):
 
 def test_the_mistakes_are_made_from_what_is_right():
     assert failures_of_what_is_right("lsh_attention") == []
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("causal", [True, False])
+def test_it_is_the_reformer_of_transformers(causal):
+    """Theirs looks into every bucket of a chunk, so all tokens share one; its keys have length 1 and its scale is 1."""
+    import torch
+    from transformers.models.reformer import modeling_reformer
+
+    torch.manual_seed(0)
+    H, D, T, chunk = 2, 6, 32, 8
+    config = modeling_reformer.ReformerConfig(
+        hidden_size=H * D,
+        num_attention_heads=H,
+        attention_head_size=D,
+        num_buckets=4,
+        num_hashes=1,
+        lsh_attn_chunk_length=chunk,
+        lsh_num_chunks_before=1 if causal else 0,  # without causality their first chunk sees the last one
+        is_decoder=causal,
+        hash_seed=3,
+    )
+    layer = modeling_reformer.LSHSelfAttention(config).double().eval()
+    x = torch.randn(1, T, H * D, dtype=torch.float64)
+    qk, v = (
+        projection(x).view(T, H, D).transpose(0, 1).detach().numpy() for projection in (layer.query_key, layer.value)
+    )
+    theirs = layer(x, buckets=torch.zeros((1, H, 1, T), dtype=torch.int64), use_cache=False).hidden_states
+    theirs = theirs.view(T, H, D).transpose(0, 1).detach().numpy()
+    buckets = np.zeros((H, 1, T), int)
+    if not causal:
+        buckets[...] = np.arange(T) // chunk  # chunks that do not look back
+    o = refattn.lsh_attention(qk, v, buckets=buckets, chunk=chunk, causal=causal, scale=1.0).o
+    np.testing.assert_allclose(o, theirs, atol=1e-5)
+
+    found = layer(x, use_cache=False).buckets[0].numpy()  # (H, 1, T)
+    torch.manual_seed(3)
+    rotations = torch.randn((H, D, 1, 2), dtype=torch.float64).numpy()
+    for h in range(H):
+        ours = refattn.lsh_attention(qk[h], v[h], rotations=rotations[h].swapaxes(0, 1), chunk=chunk).buckets
+        np.testing.assert_array_equal(ours, found[h])
