@@ -66,7 +66,7 @@ def attend_few(
     if spans is None:
         return None
     lead = () if pattern is None else pattern.lead
-    start, stop = (np.broadcast_to(x, (*lead, Tq)).reshape(-1, Tq) for x in spans)
+    start, stop = (np.broadcast_to(x, (*lead, Tq)).reshape(math.prod(lead), Tq) for x in spans)
     heads = (*batch, q.shape[-3] if q.ndim > 2 else 1)
     of = np.broadcast_to(np.arange(len(start)).reshape(lead), heads).reshape(-1)
     keys, values = (_in_batch(x, len(batch)) for x in (k, v))

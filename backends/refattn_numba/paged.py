@@ -52,7 +52,7 @@ def _spans(mask: Any, Tq: int, lengths: Array, H: int) -> Spans | None:
     if any(spans is None for spans in found):
         return None
     start, stop = (
-        np.array([spans[n] for spans in found if spans is not None], np.int64).reshape(-1, Tq) for n in (0, 1)
+        np.array([spans[n] for spans in found if spans is not None], np.int64).reshape(len(found), Tq) for n in (0, 1)
     )
     return Spans(start, stop, np.repeat(which, H))
 
