@@ -161,6 +161,14 @@ def test_hidden_tokens_have_no_gradient_and_leave_none():
     assert (got.dc_kv[0, 4:] == 0).all() and (got.dc_kv[1] == 0).all() and (got.dk_rope[1] == 0).all()
 
 
+@pytest.mark.parametrize("name", ["w_uk", "w_uv"])
+def test_hidden_tokens_have_no_gradient_whatever_the_weights_hold(name):
+    x = draw()
+    x[name] = np.full_like(x[name], np.nan)
+    g = refattn.mla_attention_vjp(np.ones((2, 3, 4, 4)), **x, mask=masks.padding([4, 0]))
+    assert np.isnan(g.dc_kv[0, :4]).all() and (g.dc_kv[0, 4:] == 0).all() and (g.dc_kv[1] == 0).all()
+
+
 def test_a_token_hidden_from_one_head_only_leaves_that_head_alone():
     x, mask = draw(), np.ones((3, 4, 6), bool)
     mask[1, :, 2] = False

@@ -107,6 +107,15 @@ def test_yarn_without_truncation_has_its_borders_at_the_betas():
     np.testing.assert_allclose(sharp[mixed], plain(D)[mixed] * (1 - half + half / 4), rtol=1e-12)
 
 
+def test_yarn_rounds_its_borders_outwards():
+    D, L, theta = 64, 2048, 1e4
+    first, last = (D * math.log(L / (beta * 2 * math.pi)) / (2 * math.log(theta)) for beta in (32, 1))
+    assert first % 1 > 0.01 and last % 1 < 0.99
+    ramp = np.clip((np.arange(32) - math.floor(first)) / (math.ceil(last) - math.floor(first)), 0, 1)
+    f = yarn_frequencies(D, factor=4.0, original_max_position=L).frequencies
+    np.testing.assert_allclose(f, plain(D) * (1 - ramp + ramp / 4), rtol=1e-12)
+
+
 @pytest.mark.parametrize(
     ("options", "want"),
     [

@@ -81,6 +81,12 @@ def test_nothing_is_rounded_on_the_way(dtype):
     assert dtable.dtype == dtype and dtable.sum(dtype=np.float64) == 2 * 40 * 40
 
 
+def test_half_precision_adds_up_in_float32():
+    dtable = t5_bias_vjp(np.ones((1, 150, 150), np.float16), 4, bidirectional=False, max_distance=4)
+    pairs = 150 * 151 // 2  # the last bucket has all that look three back or more: ones that float16 stops counting
+    assert dtable.dtype == np.float16 and dtable[3, 0] == np.float16(pairs - 150 - 149 - 148)
+
+
 @pytest.mark.parametrize(("Tq", "Tk", "offset"), [(5, 7, None), (7, 5, None), (3, 9, 4), (0, 4, None), (4, 0, None)])
 @pytest.mark.parametrize("bidirectional", [True, False])
 def test_vjp_is_the_transpose(Tq, Tk, offset, bidirectional):
