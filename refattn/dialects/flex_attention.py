@@ -66,8 +66,8 @@ def flex_attention(
     - The lse of a row that sees nothing is -inf and its output 0, as here; a row whose scores are all -inf by score_mod
       counts as one that sees nothing.
     - Nothing is 2-D or 3-D: (B, H, T, D). There are no sinks and no dropout. ``kernel_options`` are not taken.
-
-    Not followed: in PyTorch's eager mode NaN and inf in a hidden value leak into every row, as 0 · NaN.
+    - Scores are selected, so that a hidden key that is NaN does nothing; but a weight of 0 is still multiplied, and NaN
+      or inf in a hidden value leaks into its column of every row.
 
     Parameters
     ----------
@@ -103,22 +103,18 @@ def flex_attention(
     if return_lse and return_aux is not None:
         raise ValueError(f"{NAME}: return_lse and return_aux exclude each other")
     key, value = _checked(query, key, value, block_mask, enable_gqa)
-    q, k = query, key
     shape = (query.shape[0], query.shape[1], query.shape[2], key.shape[2])
     index = _indices(*shape)
-    mask = None if block_mask is None else _visible(block_mask.mask_mod, index, shape)
-    want_max = return_aux is not None and return_aux.max_scores
-    s = None
-    if score_mod is not None or want_max:
-        s = _scores(query, key, scale)
-        s = s if score_mod is None else np.broadcast_to(np.asarray(score_mod(s, *index)), s.shape).astype(s.dtype)
-        q, k = np.zeros_like(query), np.zeros_like(key)  # the whole score stands in the bias
-    o, lse = attention(q, k, value, mask=mask, bias=s, scale=scale, return_lse=True, backend=backend)
+    s = _scores(query, key, scale)
+    if score_mod is not None:
+        s = np.broadcast_to(np.asarray(score_mod(s, *index)), shape).astype(s.dtype)
+    if block_mask is not None:
+        s = np.where(_visible(block_mask.mask_mod, index, shape), s, -np.inf)
+    q, k = np.zeros_like(query), np.zeros_like(key)  # the whole score stands in the bias
+    o, lse = attention(q, k, value, bias=s, return_lse=True, backend=backend)
     if return_aux is not None:
-        best = None
-        if want_max and s is not None:
-            best = np.where(True if mask is None else mask, s, -np.inf).max(axis=-1, initial=-np.inf)
-        return o, AuxOutput(lse if return_aux.lse else None, best)
+        most = s.max(axis=-1, initial=-np.inf) if return_aux.max_scores else None
+        return o, AuxOutput(lse if return_aux.lse else None, most)
     return (o, lse) if return_lse else o
 
 

@@ -5,14 +5,12 @@ aten/src/ATen/native/transformers/attention.cpp (`_scaled_dot_product_attention_
 """
 
 import math
-from typing import Any
 
 import numpy as np
 
-from refattn.arrays import Array, check_floats, check_number
+from refattn.arrays import Array, check_floats, check_number, compute_dtype
 from refattn.dense.attention import attention
 from refattn.dense.common import Bools
-from refattn.masks import causal
 
 NAME = "scaled_dot_product_attention"
 
@@ -44,8 +42,11 @@ def scaled_dot_product_attention(
     - 2-D, 3-D, 4-D inputs mean (T, D), (H, T, D), (B, H, T, D). No lse is returned.
     - ``dropout_p = 1`` gives zeros instead of an error.
 
-    The same on both sides: query head h reads key head h // (H // Hk), and a row that sees nothing is 0. Not followed:
-    in PyTorch NaN and inf behind the mask leak into every row, as 0 · NaN; here they influence nothing.
+    - Hidden is -inf that is added, and a weight of 0 is still multiplied: NaN and inf behind the mask leak, those of a
+      value into its column of every row, those of a key into the whole row. (With ``is_causal`` the fused kernel
+      selects instead, so that keys do not leak there.)
+
+    The same on both sides: query head h reads key head h // (H // Hk), and a row that sees nothing is 0.
 
     Parameters
     ----------
@@ -84,14 +85,14 @@ def scaled_dot_product_attention(
     check_number(NAME, "dropout_p", dropout_p)
     if dropout_p == 1:
         return np.zeros((*q.shape[:-1], v.shape[-1]), q.dtype)
-    given = None if attn_mask is None else np.asarray(attn_mask)
-    mask: Any = causal(offset=0) if is_causal else given if given is not None and given.dtype == bool else None
-    bias = None if given is None or given.dtype == bool else given
+    visible = attn_mask if attn_mask is not None and attn_mask.dtype == bool else None
+    if is_causal:
+        visible = np.tril(np.ones((q.shape[-2], k.shape[-2]), bool))
+    bias = attn_mask if visible is None else np.where(visible, 0, -np.inf).astype(compute_dtype(q.dtype))
     return attention(
         q,
         k,
         v,
-        mask=mask,
         bias=bias,
         scale=1 / math.sqrt(q.shape[-1]) if scale is None else scale,
         dropout_mask=dropout_mask if dropout_p > 0 else None,

@@ -83,6 +83,17 @@ def test_a_row_that_sees_nothing():
         assert not o[0, 0, 0].any() and lse[0, 0, 0] == -np.inf and np.isfinite(lse[0, 0, 1])
 
 
+def test_a_hidden_value_leaks_and_a_hidden_key_does_not():
+    q, k, v = draw(1, 1, 2, 4), draw(1, 1, 3, 4), draw(1, 1, 3, 3)
+    mask = create_block_mask(lambda b, h, i, j: j + 0 * i < 2, None, None, 2, 3)
+    want = flex_attention(q, k, v, block_mask=mask)
+    k[..., 2, :] = np.nan
+    np.testing.assert_array_equal(flex_attention(q, k, v, block_mask=mask), want)
+    v[..., 2, 1] = np.nan
+    got = flex_attention(q, k, v, block_mask=mask)
+    assert np.isnan(got[..., 1]).all() and np.isfinite(got[..., [0, 2]]).all()
+
+
 def test_lse_is_natural_and_comes_in_two_ways():
     q, k, v = np.zeros((1, 1, 1, 2)), np.zeros((1, 1, 4, 2)), draw(1, 1, 4, 1)
     assert flex_attention(q, k, v, return_lse=True)[1].item() == pytest.approx(math.log(4))
@@ -233,3 +244,16 @@ def test_keys_of_one_batch_entry_serve_all_with_a_block_mask(flex):
     mask = flex.create_block_mask(by_head, 3, 2, 4, 4, device="cpu")
     theirs = flex.flex_attention(*(torch.from_numpy(x) for x in (q, k, v)), block_mask=mask)
     np.testing.assert_allclose(ours, theirs.numpy(), rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("where", ["key", "value"])
+def test_what_is_hidden_leaks_as_in_torch(flex, where):
+    import torch
+
+    q, k, v = (draw(1, 1, 4, 3) for _ in range(3))
+    (k if where == "key" else v)[0, 0, 3, 1] = np.nan
+    ours = flex_attention(q, k, v, block_mask=create_block_mask(top_left, None, None, 4, 4))
+    mask = flex.create_block_mask(top_left, None, None, 4, 4, device="cpu")
+    theirs = flex.flex_attention(*(torch.from_numpy(x) for x in (q, k, v)), block_mask=mask).numpy()
+    np.testing.assert_array_equal(np.isnan(ours), np.isnan(theirs))

@@ -73,19 +73,23 @@ def test_dropout_is_a_mask_that_is_given():
     assert not sdpa(q, k, v, dropout_p=1.0).any()
 
 
-def test_what_is_hidden_influences_nothing():
+def test_what_is_hidden_leaks():
     q, k, v = draw(1, 2, 4), draw(1, 3, 4), draw(1, 3, 4)
     visible = np.array([[True, True, False]])
     want = sdpa(q, k, v, visible)
-    v[0, 2], k[0, 2] = np.nan, np.inf
-    np.testing.assert_array_equal(sdpa(q, k, v, visible), want)
+    v[0, 2, 1] = np.nan
+    got = sdpa(q, k, v, visible)
+    assert np.isnan(got[..., 1]).all()
+    np.testing.assert_array_equal(np.delete(got, 1, axis=-1), np.delete(want, 1, axis=-1))
+    k[0, 2, 1] = np.nan
+    assert np.isnan(sdpa(q, k, v, visible)).all()
 
 
 REFUSED = {
     "a mask with is_causal": ({"attn_mask": np.ones((3, 3), bool), "is_causal": True}, ValueError, "is_causal"),
     "an integer mask": ({"attn_mask": np.ones((3, 3), int)}, TypeError, "bool or float"),
     "a mask of one axis": ({"attn_mask": np.ones(3, bool)}, ValueError, r"\(\.\.\., Tq, Tk\)"),
-    "a mask that does not fit": ({"attn_mask": np.ones((3, 4), bool)}, ValueError, "mask has shape"),
+    "a mask that does not fit": ({"attn_mask": np.ones((3, 4), bool)}, ValueError, "has shape"),
     "dropout without a mask": ({"dropout_p": 0.5}, ValueError, "without a dropout_mask"),
     "a probability above one": ({"dropout_p": 1.5, "dropout_mask": np.ones((3, 3), bool)}, ValueError, "dropout_p"),
 }
@@ -191,14 +195,23 @@ def test_torch_has_two_answers_to_a_mask_with_causal(torch):
 
 
 @pytest.mark.peers
-def test_hidden_nan_leaks_in_torch_and_not_here(torch):
-    q, k, v = draw(1, 1, 2, 4), draw(1, 1, 3, 4), draw(1, 1, 3, 4)
-    v[..., 2, :] = np.nan
-    visible = np.array([[True, True, False]]).repeat(2, axis=0)
-    theirs = torch.nn.functional.scaled_dot_product_attention(
-        *(torch.from_numpy(x) for x in (q, k, v)), attn_mask=torch.from_numpy(visible)
-    ).numpy()
-    assert np.isnan(theirs).all() and np.isfinite(sdpa(q, k, v, visible)).all()
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("where", ["key", "value"])
+@pytest.mark.parametrize("options", [{"is_causal": True}, {"attn_mask": np.tril(np.ones((4, 4), bool))}], ids=str)
+def test_what_is_hidden_leaks_as_in_torch(torch, where, bad, options, backend):
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    q, k, v = (draw(1, 1, 4, 3) for _ in range(3))
+    (k if where == "key" else v)[0, 0, 3, 1] = bad
+    with sdpa_kernel(SDPBackend.MATH):
+        theirs = torch.nn.functional.scaled_dot_product_attention(
+            *(torch.from_numpy(x) for x in (q, k, v)), **{name: in_torch(torch, x) for name, x in options.items()}
+        ).numpy()
+    assert np.isnan(theirs).any()
+    with np.errstate(invalid="ignore"):
+        ours = sdpa(q, k, v, **options, backend=backend)
+    np.testing.assert_array_equal(np.isnan(ours), np.isnan(theirs))
 
 
 @pytest.mark.peers
