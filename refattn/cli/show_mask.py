@@ -6,6 +6,7 @@ import math
 import numpy as np
 
 from refattn.arrays import check_count
+from refattn.cli import files
 from refattn.masks import EMPTY, FULL, PARTIAL, parse
 
 NAME = "show-mask"
@@ -21,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tq", type=int, metavar="N", help="queries, if not as many as keys")
     parser.add_argument("--tk", type=int, metavar="N", help="keys, if not as many as queries")
     parser.add_argument("--block", type=int, default=64, metavar="N", help="side of the tiles counted (default: 64)")
+    parser.add_argument("--svg", metavar="FILE", help="write the picture as SVG, too")
     parser.add_argument("--width", type=int, default=64, metavar="N", help="most columns of the picture (default: 64)")
 
 
@@ -33,10 +35,15 @@ def run(args: argparse.Namespace) -> int:
     if max(Tq, Tk) > LONGEST:
         raise ValueError(f"show-mask: {Tq} queries and {Tk} keys; wanted at most {LONGEST} of each")
     mask = parse(args.mask)
+    files.check_writable({"--svg": args.svg})
     picture = mask.picture(Tq, Tk, args.width)
     pairs, scores = mask.pairs(Tq, Tk), math.prod(mask.lead) * Tq * Tk
     kinds = np.bincount(mask.blocks(Tq, Tk, args.block, args.block).kinds().ravel(), minlength=3)
     step = max(1, -(-max(Tq, Tk) // args.width))
+    if args.svg is not None:
+        files.write(args.svg, mask.svg(Tq, Tk))
+    if args.svg == files.STDOUT:
+        return 0
     print(picture)
     print()
     print(repr(mask))

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refattn.arrays import check_count
-from refattn.masks import blocks, counts, picture
+from refattn.masks import blocks, counts, picture, svg
 
 if TYPE_CHECKING:
     import scipy.sparse
@@ -159,8 +159,8 @@ class Mask:
         return picture.draw(self, Tq, Tk, width)
 
     def svg(self, Tq: int, Tk: int, size: int = 480) -> str:
-        """Return the pattern drawn as SVG text, `size` pixels wide; see `refattn.masks.picture`."""
-        return picture.svg(self, Tq, Tk, size)
+        """Return the pattern drawn as SVG text, `size` pixels wide; see `refattn.masks.svg`."""
+        return svg.draw(self, Tq, Tk, size)
 
     def __and__(self, other: "Mask") -> "Mask":
         from refattn.masks.logic import And  # which needs this class

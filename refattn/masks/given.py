@@ -51,6 +51,11 @@ class Given:
     def __repr__(self) -> str:
         return "" if self.array is None else repr(self.array.tolist())
 
+    def shortly(self) -> str:
+        """Spell bools; beyond 4,096 of them say how many there are: a repr is to be read, and no longer round-trips."""
+        array = self.array
+        return repr(self) if array.size <= 4096 else f"<bool {array.shape}, {int(array.sum())} visible>"
+
 
 def per_sequence(values: NDArray[Any] | None) -> tuple[int, ...]:
     """Return the leading axes of a mask with one number per sequence: (B, 1), and none for a single number."""
@@ -63,6 +68,11 @@ def number(values: NDArray[Any] | None, n: Index, default: int) -> Index:
         return default
     found: Ints = values.reshape(-1)[n]
     return found
+
+
+def within(size: int, Tq: int, Tk: int) -> int:
+    """Return `size`, or the least size that says the same about Tq queries and Tk keys: positions are -Tq < p < Tk."""
+    return min(size, max(1, Tq + Tk))
 
 
 def extremes(values: NDArray[Any], block: int) -> tuple[NDArray[Any], NDArray[Any]]:

@@ -3,7 +3,7 @@
 import ast
 from collections.abc import Callable
 
-from refattn.masks import contents, drawn, positions, steps, tiled
+from refattn.masks import contents, drawn, free, positions, steps, tiled
 from refattn.masks.algebra import Mask
 
 PATTERNS: dict[str, Callable[..., Mask]] = {
@@ -12,7 +12,7 @@ PATTERNS: dict[str, Callable[..., Mask]] = {
     "padding": contents.padding,
     "document": contents.document,
     "global_tokens": contents.global_tokens,
-    "from_array": contents.from_array,
+    "from_array": free.from_array,
     "prefix_lm": positions.prefix_lm,
     "chunked": positions.chunked,
     "dilated": steps.dilated,

@@ -33,8 +33,3 @@ def draw(mask: "Mask", Tq: int, Tk: int, width: int = 64) -> str:
         shade[share == 1] = len(SHADES) - 1
         pictures.append("\n".join("".join(SHADES[s] for s in row) for row in shade))
     return "\n\n".join(pictures)
-
-
-def svg(mask: "Mask", Tq: int, Tk: int, size: int = 480) -> str:
-    """Draw a mask."""
-    return ""

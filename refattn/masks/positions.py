@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 
 from refattn.arrays import check_count
 from refattn.masks.algebra import Bools, Index, Ints, Mask
-from refattn.masks.given import Given, number, per_sequence
+from refattn.masks.given import Given, number, per_sequence, within
 
 
 def causal(offset: ArrayLike | None = None) -> Mask:
@@ -186,13 +186,14 @@ class Chunked(Mask):
     cacheable = True
 
     def at(self, n: Index, i: Ints, j: Ints, Tq: int, Tk: int) -> Bools:
-        seen: Bools = (i + (Tk - Tq)) // self.size == j // self.size
+        size = within(self.size, Tq, Tk)
+        seen: Bools = (i + (Tk - Tq)) // size == j // size
         return seen
 
     def runs(self, n: Index, i: Ints, Tq: int, Tk: int) -> tuple[Ints, Ints]:
-        position = i + (Tk - Tq)
-        start = position - position % self.size
-        return np.clip(start, 0, Tk), np.clip(start + min(self.size, Tq + Tk), 0, Tk)
+        size, position = within(self.size, Tq, Tk), i + (Tk - Tq)
+        start = position - position % size
+        return np.clip(start, 0, Tk), np.clip(start + size, 0, Tk)
 
     def __repr__(self) -> str:
         return f"chunked({self.size})"

@@ -11,7 +11,7 @@ import numpy as np
 from refattn.arrays import check_count
 from refattn.masks import blocks
 from refattn.masks.algebra import Bools, Index, Ints, Mask
-from refattn.masks.given import extremes
+from refattn.masks.given import extremes, within
 
 
 def dilated(window: int, step: int) -> Mask:
@@ -41,25 +41,27 @@ class Dilated(Mask):
     shifts = True
 
     def at(self, n: Index, i: Ints, j: Ints, Tq: int, Tk: int) -> Bools:
-        position, reach = i + (Tk - Tq), self._reach(Tq, Tk)
-        seen: Bools = (j >= position - reach) & (j <= position + reach) & (position % self.step == j % self.step)
+        position, (reach, step) = i + (Tk - Tq), self._sizes(Tq, Tk)
+        seen: Bools = (j >= position - reach) & (j <= position + reach) & (position % step == j % step)
         return seen
 
     def below(self, n: Index, i: Ints, stop: Index, Tq: int, Tk: int) -> Ints:
-        position, reach = i + (Tk - Tq), self._reach(Tq, Tk)
+        position, (reach, step) = i + (Tk - Tq), self._sizes(Tq, Tk)
         first, last = np.maximum(position - reach, 0), np.minimum(position + reach, stop - 1)
-        # the numbers that leave position's rest, up to last and before first
-        count: Ints = (last - position) // self.step - (first - 1 - position) // self.step
+        # the multiples of step up to last - position, less those before first - position
+        count: Ints = (last - position) // step - (first - 1 - position) // step
         return np.where(last >= first, count, 0)
 
     def tiles(self, n: Index, i: Ints, Tq: int, Tk: int, block_q: int, block_k: int) -> tuple[Bools, Bools]:
         low, high = distances(i, Tq, Tk, block_q, block_k)
-        reach = self._reach(Tq, Tk)
+        reach, step = self._sizes(Tq, Tk)
         low, high = np.maximum(low, -reach), np.minimum(high, reach)
-        return high // self.step * self.step >= low, np.zeros((1, 1), bool)
+        return high // step * step >= low, np.zeros((1, 1), bool)
 
-    def _reach(self, Tq: int, Tk: int) -> int:
-        return min(self.window, Tq + Tk) * self.step  # more steps lead out of the sequence
+    def _sizes(self, Tq: int, Tk: int) -> tuple[int, int]:
+        """Return how far the window reaches and the step."""
+        step = within(self.step, Tq, Tk)
+        return min(self.window, Tq + Tk) * step, step
 
     def __repr__(self) -> str:
         return f"dilated({self.window}, {self.step})"
@@ -95,28 +97,27 @@ class Strided(Mask):
     shifts = True
 
     def at(self, n: Index, i: Ints, j: Ints, Tq: int, Tk: int) -> Bools:
-        position = i + (Tk - Tq)
-        seen: Bools = (j > position - self._local(Tq, Tk)) | (position % self.stride == j % self.stride)
+        position, (local, stride) = i + (Tk - Tq), self._sizes(Tq, Tk)
+        seen: Bools = (j > position - local) | (position % stride == j % stride)
         return seen & (j <= position)
 
     def below(self, n: Index, i: Ints, stop: Index, Tq: int, Tk: int) -> Ints:
         position = i + (Tk - Tq)
-        return self._within(position, Tq, Tk) - self._within(position - stop, Tq, Tk)
+        return self._up_to(position, Tq, Tk) - self._up_to(position - stop, Tq, Tk)
 
-    def _within(self, d: Ints, Tq: int, Tk: int) -> Ints:
+    def _up_to(self, d: Ints, Tq: int, Tk: int) -> Ints:
         """Return how many of the distances 0 ... d are visible."""
-        local = self._local(Tq, Tk)
-        farther = np.maximum(d // self.stride - (local - 1) // self.stride, 0)
-        return np.clip(d + 1, 0, local) + farther
+        local, stride = self._sizes(Tq, Tk)
+        return np.clip(d + 1, 0, local) + np.maximum(d // stride - (local - 1) // stride, 0)
 
     def tiles(self, n: Index, i: Ints, Tq: int, Tk: int, block_q: int, block_k: int) -> tuple[Bools, Bools]:
         low, high = distances(i, Tq, Tk, block_q, block_k)
-        low0, local = np.maximum(low, 0), self._local(Tq, Tk)
-        some = (high >= low0) & ((low0 < local) | (high // self.stride * self.stride >= low0))
+        first, (local, stride) = np.maximum(low, 0), self._sizes(Tq, Tk)
+        some = (high >= first) & ((first < local) | (high // stride * stride >= first))
         return some, (low >= 0) & (high < local)
 
-    def _local(self, Tq: int, Tk: int) -> int:
-        return min(self.local, Tq + Tk)  # further out says no more
+    def _sizes(self, Tq: int, Tk: int) -> tuple[int, int]:
+        return within(self.local, Tq, Tk), within(self.stride, Tq, Tk)
 
     def __repr__(self) -> str:
         return f"strided({self.local}, {self.stride})"
@@ -153,28 +154,28 @@ class Fixed(Mask):
     cacheable = True
 
     def at(self, n: Index, i: Ints, j: Ints, Tq: int, Tk: int) -> Bools:
-        position = i + (Tk - Tq)
-        seen: Bools = (position // self.block == j // self.block) | (j % self.block >= self.block - self.summary)
+        position, (block, summary) = i + (Tk - Tq), self._sizes(Tq, Tk)
+        seen: Bools = (position // block == j // block) | (j % block >= block - summary)
         return seen & (j <= position)
 
     def below(self, n: Index, i: Ints, stop: Index, Tq: int, Tk: int) -> Ints:
-        position = i + (Tk - Tq)
+        position, (block, summary) = i + (Tk - Tq), self._sizes(Tq, Tk)
         stop = np.minimum(stop, position + 1)
-        own = position - position % self.block  # where the query's block begins
-        earlier = np.minimum(stop, own)
-        summaries = earlier // self.block * self.summary
-        summaries += np.maximum(earlier % self.block - (self.block - self.summary), 0)
+        earlier = np.minimum(stop, position - position % block)  # before the query's own block
+        summaries = earlier // block * summary + np.maximum(earlier % block - (block - summary), 0)
         return np.where(position >= 0, summaries + stop - earlier, 0)
 
     def tiles(self, n: Index, i: Ints, Tq: int, Tk: int, block_q: int, block_k: int) -> tuple[Bools, Bools]:
-        position = i + (Tk - Tq)
-        none, causal = np.zeros_like(position), np.clip(position + 1, 0, Tk)
-        before, _ = blocks.tiles_of_runs(none, causal, Tk, block_q, block_k)
-        own, every = blocks.tiles_of_runs(
-            np.clip(position - position % self.block, 0, Tk), causal, Tk, block_q, block_k
-        )
-        (_, summary) = extremes(np.arange(Tk) % self.block >= self.block - self.summary, block_k)
-        return own | (before & summary), every
+        position, (block, summary) = i + (Tk - Tq), self._sizes(Tq, Tk)
+        own, stop = np.clip(position - position % block, 0, Tk), np.clip(position + 1, 0, Tk)
+        before, _ = blocks.tiles_of_runs(np.zeros_like(stop), stop, Tk, block_q, block_k)
+        near, every = blocks.tiles_of_runs(own, stop, Tk, block_q, block_k)
+        _, summaries = extremes(np.arange(Tk) % block >= block - summary, block_k)
+        return near | (before & summaries), every
+
+    def _sizes(self, Tq: int, Tk: int) -> tuple[int, int]:
+        block = within(self.block, Tq, Tk)
+        return block, block - min(self.block - self.summary, block)
 
     def __repr__(self) -> str:
         return f"fixed({self.block}, {self.summary})"

@@ -12,9 +12,10 @@ from numpy.typing import ArrayLike
 
 from refattn.arrays import check_count
 from refattn.masks.algebra import Bools, Index, Ints, Mask
-from refattn.masks.contents import FromArray, global_tokens
+from refattn.masks.contents import global_tokens
 from refattn.masks.drawn import Random, check_draw, draw_words
-from refattn.masks.given import Given, stretches
+from refattn.masks.free import FromArray
+from refattn.masks.given import Given, stretches, within
 from refattn.masks.positions import window as sides
 
 
@@ -24,6 +25,7 @@ class Coarse(NamedTuple):
     mask: Mask
     nq: int
     nk: int
+    size: int
     shift: int
     """How far into its block the first query stands."""
 
@@ -35,49 +37,50 @@ class Tiled(Mask):
 
     def coarse(self, Tq: int, Tk: int) -> Coarse:
         """Return the pattern of the blocks."""
-        nk, first = -(-Tk // self.size), (Tk - Tq) // self.size
-        return Coarse(self.pattern(nk), nk - first, nk, (Tk - Tq) % self.size)
+        size = within(self.size, Tq, Tk)
+        nk, first = -(-Tk // size), (Tk - Tq) // size
+        return Coarse(self.pattern(nk), nk - first, nk, size, (Tk - Tq) % size)
 
     def pattern(self, nk: int) -> Mask:
         """Return the mask of the blocks, if there are `nk` blocks of keys."""
         raise NotImplementedError
 
     def at(self, n: Index, i: Ints, j: Ints, Tq: int, Tk: int) -> Bools:
-        mask, nq, nk, shift = self.coarse(Tq, Tk)
-        return mask.at(n, (i + shift) // self.size, j // self.size, nq, nk)
+        mask, nq, nk, size, shift = self.coarse(Tq, Tk)
+        return mask.at(n, (i + shift) // size, j // size, nq, nk)
 
     def below(self, n: Index, i: Ints, stop: Index, Tq: int, Tk: int) -> Ints | None:
-        mask, nq, nk, shift = self.coarse(Tq, Tk)
-        rows, last = (i + shift) // self.size, np.asarray(stop) // self.size
+        mask, nq, nk, size, shift = self.coarse(Tq, Tk)
+        rows, last = (i + shift) // size, np.asarray(stop) // size
         whole = mask.below(n, rows, last, nq, nk)
         if whole is None:
             return None
         cut = mask.at(n, rows, np.minimum(last, max(nk - 1, 0)), nq, nk) if nk > 0 else np.zeros(rows.shape, bool)
-        return whole * self.size + np.where(cut, stop - last * self.size, 0)
+        return whole * size + np.where(cut, stop - last * size, 0)
 
     def tiles(self, n: Index, i: Ints, Tq: int, Tk: int, block_q: int, block_k: int) -> tuple[Bools, Bools]:
-        mask, nq, nk, shift = self.coarse(Tq, Tk)
-        rows = np.arange((i[0] + shift) // self.size, (i[-1] + shift) // self.size + 1)
-        if shift == 0 and block_q % self.size == 0 and block_k % self.size == 0:
-            return mask.tiles(n, rows, nq, nk, block_q // self.size, block_k // self.size)
-        if self.size < min(block_q, block_k) // 8:
+        mask, nq, nk, size, shift = self.coarse(Tq, Tk)
+        rows = np.arange((i[0] + shift) // size, (i[-1] + shift) // size + 1)
+        if shift == 0 and block_q % size == 0 and block_k % size == 0:
+            return mask.tiles(n, rows, nq, nk, block_q // size, block_k // size)
+        if size < min(block_q, block_k) // 8:
             return np.ones((1, 1), bool), np.zeros((1, 1), bool)
         grid = mask.at(np.asarray(n)[..., None, None], rows[:, None], np.arange(nk), nq, nk)
-        first = (np.arange(i[0], i[-1] + 1, block_q) + shift) // self.size - rows[0]
-        last = (np.minimum(np.arange(i[0], i[-1] + 1, block_q) + block_q - 1, i[-1]) + shift) // self.size - rows[0]
+        first = (np.arange(i[0], i[-1] + 1, block_q) + shift) // size - rows[0]
+        last = (np.minimum(np.arange(i[0], i[-1] + 1, block_q) + block_q - 1, i[-1]) + shift) // size - rows[0]
         left = np.arange(0, Tk, block_k)
         right = np.minimum(left + block_k, Tk) - 1
-        every, some = stretches(grid, left // self.size, right // self.size)
+        every, some = stretches(grid, left // size, right // size)
         every, some = every.swapaxes(-1, -2), some.swapaxes(-1, -2)
         return stretches(some, first, last)[1].swapaxes(-1, -2), stretches(every, first, last)[0].swapaxes(-1, -2)
 
     def patch(self, n: Index, q: Ints, k: Ints, Tq: int, Tk: int, block_q: int, block_k: int) -> Bools:
-        mask, nq, nk, shift = self.coarse(Tq, Tk)
-        top, left = (q + shift) // self.size, k // self.size
-        rows, columns = (block_q - 1) // self.size + 2, (block_k - 1) // self.size + 2
+        mask, nq, nk, size, shift = self.coarse(Tq, Tk)
+        top, left = (q + shift) // size, k // size
+        rows, columns = (block_q - 1) // size + 2, (block_k - 1) // size + 2
         grid = np.broadcast_to(mask.patch(n, top, left, nq, nk, rows, columns), (len(q), columns, rows))
-        a = ((q + shift)[:, None] + np.arange(block_q)) // self.size - top[:, None]  # (t, block_q)
-        b = (k[:, None] + np.arange(block_k)) // self.size - left[:, None]  # (t, block_k)
+        a = ((q + shift)[:, None] + np.arange(block_q)) // size - top[:, None]  # (t, block_q)
+        b = (k[:, None] + np.arange(block_k)) // size - left[:, None]  # (t, block_k)
         seen = np.take_along_axis(grid, a[:, None, :], axis=2).reshape(-1, block_q)  # (t * columns, block_q)
         return np.asarray(seen[b + np.arange(len(q))[:, None] * columns])
 
@@ -121,7 +124,7 @@ class RandomBlocks(Tiled):
     def keys(self, Tq: int, Tk: int) -> Ints:
         """Return the blocks of keys that each block of queries sees, ascending: int64 (*lead, blocks, n), read-only."""
         self._check_all(Tq, Tk)
-        _, nq, nk, _ = self.coarse(Tq, Tk)
+        _, nq, nk, _, _ = self.coarse(Tq, Tk)
         return Random(self.n_blocks, self.seed, self.heads).keys(nq, nk)
 
     def __repr__(self) -> str:
@@ -255,7 +258,8 @@ class Block(Tiled):
         return tuple(self.layout.array.shape[:-2])
 
     def coarse(self, Tq: int, Tk: int) -> Coarse:
-        return Coarse(FromArray(self.layout), -(-Tq // self.size), -(-Tk // self.size), 0)
+        size = within(self.size, Tq, Tk)
+        return Coarse(FromArray(self.layout), -(-Tq // size), -(-Tk // size), size, 0)
 
     def check(self, Tq: int, Tk: int) -> None:
         have, want = self.layout.array.shape[-2:], (-(-Tq // self.size), -(-Tk // self.size))
@@ -266,4 +270,4 @@ class Block(Tiled):
             )
 
     def __repr__(self) -> str:
-        return f"block({self.layout!r}, {self.size})"
+        return f"block({self.layout.shortly()}, {self.size})"

@@ -57,11 +57,29 @@ def test_long_sequences_take_no_matrix(capsys):
     assert f"pairs    {65536 * 256 - 256 * 255 // 2:,} of {65536**2:,}" in out
 
 
+def test_a_picture_in_a_file(capsys, tmp_path):
+    file = tmp_path / "mask.svg"
+    out = shown(capsys, "bigbird(4)", "--t", "20", "--svg", str(file))
+    assert file.read_text(encoding="utf-8") == parse("bigbird(4)").svg(20, 20)
+    assert "bigbird(4, 3, [0, -1], 3, 0)\npairs    " in out
+
+
+def test_a_picture_on_standard_output_stands_alone(capsys):
+    assert shown(capsys, "chunked(4)", "--t", "9", "--svg", "-") == parse("chunked(4)").svg(9, 9)
+
+
+def test_a_file_that_cannot_be_written_is_refused_first(capsys, tmp_path):
+    assert main(["show-mask", "causal()", "--svg", str(tmp_path / "none" / "mask.svg")]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and "--svg cannot be written, there is no such folder" in captured.err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["casual()"], "no pattern 'casual'; there are"),
         (["causal("], "not an expression of masks"),
+        (["causal() & fixed(2, 3)"], "column 12: fixed: summary is 3; wanted at most the 2 keys of a block"),
         (["window(-1, 0)"], "left is -1; wanted at least 0"),
         (["causal", "--t", "4"], "causal needs its brackets"),
         (["document([0, 1])", "--t", "4"], "ids has 2 entries, but there are 4 keys"),

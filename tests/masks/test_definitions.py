@@ -14,6 +14,12 @@ def brute(see, Tq, Tk):
     return np.array([[see(i, j) for j in range(Tk)] for i in range(Tq)], bool).reshape(Tq, Tk)
 
 
+def agrees(mask, see, Tq, Tk):
+    want = brute(see, Tq, Tk)
+    np.testing.assert_array_equal(mask.dense(Tq, Tk), want)
+    assert mask.pairs(Tq, Tk) == want.sum()
+
+
 @pytest.mark.parametrize(("Tq", "Tk"), SIZES)
 def test_causal_is_bottom_right(Tq, Tk):
     want = brute(lambda i, j: j <= i + Tk - Tq, Tq, Tk)
@@ -86,6 +92,102 @@ def test_global_tokens(indices, Tq, Tk):
     np.testing.assert_array_equal(masks.global_tokens(indices).dense(Tq, Tk), want)
 
 
+@pytest.mark.parametrize(("window", "step"), [(0, 1), (2, 1), (1, 3), (3, 2), (100, 4), (10**30, 5), (1, 10**30)])
+@pytest.mark.parametrize(("Tq", "Tk"), SIZES)
+def test_dilated(Tq, Tk, window, step):
+    def see(i, j):
+        d = abs(i + Tk - Tq - j)
+        return d <= window * step and d % step == 0
+
+    agrees(masks.dilated(window, step), see, Tq, Tk)
+
+
+@pytest.mark.parametrize(
+    ("local", "stride"), [(1, 1), (1, 4), (2, 3), (4, 4), (5, 3), (3, 100), (10**30, 2), (2, 10**30)]
+)
+@pytest.mark.parametrize(("Tq", "Tk"), SIZES)
+def test_strided(Tq, Tk, local, stride):
+    def see(i, j):
+        d = i + Tk - Tq - j
+        return d >= 0 and (d < local or d % stride == 0)
+
+    agrees(masks.strided(local, stride), see, Tq, Tk)
+
+
+@pytest.mark.parametrize(
+    ("block", "summary"), [(1, 1), (3, 1), (4, 3), (4, 4), (100, 7), (10**30, 1), (10**30, 10**30 - 2)]
+)
+@pytest.mark.parametrize(("Tq", "Tk"), SIZES)
+def test_fixed(Tq, Tk, block, summary):
+    def see(i, j):
+        at = i + Tk - Tq
+        return j <= at and (j // block == at // block or j % block >= block - summary)
+
+    agrees(masks.fixed(block, summary), see, Tq, Tk)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 100, 10**30])
+@pytest.mark.parametrize(("Tq", "Tk"), SIZES)
+def test_chunked(Tq, Tk, size):
+    agrees(masks.chunked(size), lambda i, j: (i + Tk - Tq) // size == j // size, Tq, Tk)
+
+
+@pytest.mark.parametrize("n", [0, 2, 100])
+@pytest.mark.parametrize(("Tq", "Tk"), SIZES)
+def test_prefix_lm(Tq, Tk, n):
+    agrees(masks.prefix_lm(n), lambda i, j: j < n or j <= i + Tk - Tq, Tq, Tk)
+
+
+def test_a_prefix_per_sequence():
+    mask = masks.prefix_lm([0, 3])
+    assert mask.lead == (2, 1)
+    want = [[brute(lambda i, j, n=n: j < n or j <= i + 1, 4, 5)] for n in (0, 3)]
+    np.testing.assert_array_equal(mask.dense(4, 5), want)
+
+
+@pytest.mark.parametrize("indices", [[], [0], [2, 6]])
+@pytest.mark.parametrize(("Tq", "Tk"), SIZES)
+def test_longformer(Tq, Tk, indices):
+    def see(i, j):
+        at = i + Tk - Tq
+        return abs(at - j) <= 2 or j in indices or at in indices
+
+    agrees(masks.longformer(2, indices), see, Tq, Tk)
+
+
+@pytest.mark.parametrize(("n_window", "global_blocks"), [(1, ()), (3, (0, -1)), (5, (1, -2)), (1, (-9, 9))])
+@pytest.mark.parametrize("size", [1, 2, 3, 100, 10**30])
+@pytest.mark.parametrize(("Tq", "Tk"), SIZES)
+def test_bigbird_without_its_random_part(Tq, Tk, size, n_window, global_blocks):
+    nk = -(-Tk // size)
+    chosen = [b if b >= 0 else nk + b for b in global_blocks]
+
+    def see(i, j):
+        a, b = (i + Tk - Tq) // size, j // size
+        return abs(a - b) <= n_window // 2 or b in chosen or (a in chosen and a >= 0)
+
+    agrees(masks.bigbird(size, n_window, global_blocks, 0), see, Tq, Tk)
+
+
+def test_bigbird_is_its_three_parts():
+    parts = masks.random_blocks(2, 4, 7) | masks.bigbird(4, 3, (0, -1), 0)
+    np.testing.assert_array_equal(masks.bigbird(4, 3, (0, -1), 2, 7).dense(37, 50), parts.dense(37, 50))
+
+
+def test_random_blocks_are_random_keys_of_blocks():
+    blocks = masks.random(2, 5, heads=3).dense(6, 6)
+    tokens = masks.random_blocks(2, 4, 5, heads=3).dense(22, 22)
+    np.testing.assert_array_equal(tokens, blocks.repeat(4, 1).repeat(4, 2)[:, :22, :22])
+
+
+@pytest.mark.parametrize("lead", [(), (3,), (2, 1)])
+def test_block(lead):
+    layout = np.random.default_rng(0).random((*lead, 3, 2)) < 0.5
+    mask = masks.block(layout, 4)
+    assert mask.lead == lead
+    np.testing.assert_array_equal(mask.dense(11, 6), layout.repeat(4, -2).repeat(4, -1)[..., :11, :6])
+
+
 @pytest.mark.parametrize("shape", [(4, 6), (1, 6), (4, 1), (1, 1), (3, 4, 6), (2, 3, 1, 6), (2, 1, 4, 6)])
 def test_from_array_broadcasts(shape):
     visible = np.random.default_rng(0).random(shape) < 0.5
@@ -141,6 +243,10 @@ def test_equal_patterns_are_equal_values():
     assert masks.window(3, 0) == masks.window(3, 0) != masks.window(0, 3)
     assert masks.padding([1, 2]) == masks.padding([1, 2]) != masks.padding([2, 1])
     assert len({masks.document([0, 1]), masks.document([0, 1]), masks.document([0, 2])}) == 2
+    assert masks.random(2, 0) == masks.random(2) != masks.random(2, 1) != masks.random(2, 1, 1)
+    assert masks.bigbird(4) == masks.bigbird(4, global_blocks=[0, -1]) != masks.bigbird(4, n_random=2)
+    assert masks.fixed(4, 1) != masks.fixed(4, 2) != masks.strided(4, 2) != masks.dilated(4, 2)
+    assert len({masks.block([[True]], 2), masks.block([[True]], 2), masks.block([[True]], 3)}) == 2
     assert masks.from_array(np.eye(2, dtype=bool)) != masks.from_array(np.ones((2, 2), bool))
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from refattn import masks
+from refattn.masks.parse import PATTERNS
 
 GOOD = [
     "causal()",
@@ -18,6 +19,20 @@ GOOD = [
     "global_tokens([0, 7])",
     "global_tokens([])",
     "from_array([[True, False], [True, True]])",
+    "prefix_lm(3)",
+    "prefix_lm([1, 2])",
+    "chunked(4)",
+    "dilated(2, 3)",
+    "strided(2, 3)",
+    "fixed(4, 1)",
+    "random(2, 0)",
+    "random(2, 1, 3)",
+    "random_blocks(2, 4, 0)",
+    "random_blocks(2, 4, 1, 3)",
+    "bigbird(4, 3, [0, -1], 3, 0)",
+    "bigbird(4, 1, [], 0, 7, 2)",
+    "block([[True, False], [True, True]], 4)",
+    "causal() & (strided(2, 3) | random(2, 0))",
     "~causal()",
     "~~causal()",
     "causal() & (window(7, 0) | global_tokens([0]))",
@@ -44,7 +59,20 @@ def test_keywords():
     assert masks.parse("causal(offset=0)") == masks.causal(0)
 
 
+def test_arguments_have_their_defaults():
+    assert masks.parse("bigbird(8)") == masks.bigbird(8, 3, (0, -1), 3, 0, None)
+    assert masks.parse("random(4)") == masks.random(4, 0, None)
+    assert repr(masks.parse("longformer(4, [0])")) == "window(4, 4) | global_tokens([0])"
+
+
+def test_every_pattern_is_known():
+    others = {"as_mask", "parse", "from_function", "Mask", "Blocks", "EMPTY", "FULL", "PARTIAL"}
+    assert set(PATTERNS) == set(masks.__all__) - others
+
+
 def test_a_large_array_has_a_short_repr():
+    layout = masks.block(np.ones((100, 100), bool), 4)
+    assert repr(layout) == "block(<bool (100, 100), 10000 visible>, 4)"
     assert repr(masks.from_array(np.ones((100, 100), bool))) == "from_array(<bool (100, 100), 10000 visible>)"
 
 
@@ -80,6 +108,8 @@ BAD = {
     "window(1, 0, 0)": "takes 2 positional arguments",
     "window(1, 0, size=3)": "unexpected keyword argument 'size'",
     "window(-1, 0)": "left is -1",
+    "causal() & fixed(2, 3)": "column 12: fixed: summary is 3",
+    "random(2, heads=0)": "heads is 0",
     "window('a', 0)": "left must be an integer",
     "padding([-1])": "lengths holds -1",
     "padding('abc')": "wanted integers",

@@ -1,3 +1,5 @@
+from xml.etree import ElementTree
+
 import numpy as np
 import pytest
 
@@ -51,3 +53,63 @@ def test_sequences_follow_each_other():
 
 def test_nothing_to_draw():
     assert masks.causal().picture(0, 0).strip() == ""
+
+
+def squares(svg):
+    """The squares of each shade that an SVG document draws, by class."""
+    root = ElementTree.fromstring(svg)
+    found = [element for element in root.iter(f"{SVG}rect") if element.get("class") == "seen"]
+    return root, [(float(e.get("x")), float(e.get("y")), float(e.get("width")), e.get("opacity")) for e in found]
+
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def test_an_svg_has_a_rectangle_for_each_run_of_keys():
+    root, found = squares(masks.window(1, 0).svg(3, 4, size=244))  # 34 + 10 pixels beside 4 squares of 50
+    assert [(x, width) for x, _, width, _ in found] == [(34, 100), (84, 100), (134, 100)]
+    assert len({y for _, y, _, _ in found}) == 3
+    assert {opacity for *_, opacity in found} == {None}
+    assert root.get("width") == "244"
+    words = [element.text for element in root.iter(f"{SVG}text")]
+    assert words[0] == "window(1, 0)"
+    assert {"keys →", "queries →", "3 × 4"} <= set(words)
+    assert root.find(f"{SVG}title").text == "window(1, 0), 3 queries, 4 keys"
+
+
+def test_an_svg_of_many_pairs_has_shades():
+    visible = np.zeros((128, 128), bool)
+    visible[0, 0] = visible[64:, :64] = True
+    root, found = squares(masks.from_array(visible).svg(128, 128))
+    assert [opacity for *_, opacity in found] == ["0.4", *[None] * 32]  # 1 of 4 pairs, and 32 rows of squares
+    assert "a square is 2 × 2 pairs" in {element.text for element in root.iter(f"{SVG}text")}
+
+
+def test_an_svg_of_several_patterns_has_a_panel_for_each():
+    root, found = squares(masks.padding([1, 2, 3, 4, 5]).svg(1, 5, size=400))
+    assert len(found) == 5
+    assert [y for _, y, _, _ in found[:4]] == [found[0][1]] * 4 and found[4][1] > found[0][1]
+    words = [element.text for element in root.iter(f"{SVG}text")]
+    assert words[-5:] == ["[0, 0]", "[1, 0]", "[2, 0]", "[3, 0]", "[4, 0]"]
+
+
+def test_an_svg_escapes_what_it_quotes():
+    named = masks.from_function(lambda i, j: i < j)  # its repr has <lambda>
+    root, _ = squares(named.svg(3, 3))
+    assert "<lambda>" in root.find(f"{SVG}title").text
+
+
+@pytest.mark.parametrize(("Tq", "Tk"), [(0, 0), (0, 5), (5, 0), (1, 1), (1, 500), (500, 1)])
+def test_an_svg_of_every_size(Tq, Tk):
+    root, found = squares(masks.window(None, None).svg(Tq, Tk))
+    assert (len(found) > 0) == (Tq * Tk > 0)
+    width, height = float(root.get("width")), float(root.get("height"))
+    assert all(x + w <= width + 0.1 and y <= height for x, y, w, _ in found)
+
+
+def test_density():
+    np.testing.assert_array_equal(masks.causal().density(4, 6, 2, 4), [[1 - 1 / 8, 0], [1, 0.75]])
+    assert masks.padding([1, 2]).density(3, 2, 2, 2).tolist() == [[[[0.5], [0.5]]], [[[1.0], [1.0]]]]
+    assert masks.causal().density(0, 4, 2, 2).shape == (0, 2)
+    half = masks.from_function(lambda i, j: (i + j) % 2 == 0)
+    np.testing.assert_array_equal(half.density(5, 5, 2, 2)[:2, :2], 0.5)
