@@ -36,7 +36,7 @@ class Pages(RuleBasedStateMachine):
 
     started = Bundle("sequences")
 
-    @initialize(n_pages=st.integers(1, 7), page_size=st.integers(1, 4))
+    @initialize(n_pages=st.integers(1, 12), page_size=st.integers(1, 4))
     def begin(self, n_pages, page_size):
         self.cache, self.n_pages, self.P = small(n_pages, page_size), n_pages, page_size
         self.lists, self.pages = {}, {}
@@ -66,7 +66,10 @@ class Pages(RuleBasedStateMachine):
         with pytest.raises(LookupError, match=f"no sequence {sequence}; there are: "):
             self.cache.free(sequence)
 
-    @rule(sequence=started, T=st.integers(0, 9))
+    @rule(sequence=started, T=st.integers(0, 5))
+    def prompt(self, sequence, T):
+        self.append(sequence, T)
+
     def append(self, sequence, T):
         added = [next(self.numbers) for _ in range(T)]
         names, length = list(self.pages[sequence]), len(self.lists[sequence])
@@ -84,6 +87,11 @@ class Pages(RuleBasedStateMachine):
             self.cache.append(sequence, *tokens(added))
             self.lists[sequence] += added
             self.pages[sequence] = names
+
+    @rule()
+    def decode(self):
+        for sequence in self.lists:
+            self.append(sequence, 1)
 
     def state(self):
         k_pages, v_pages, table, lengths = self.cache.view(self.lists)
@@ -109,7 +117,7 @@ class Pages(RuleBasedStateMachine):
         assert self.cache.pages_free == self.n_pages - len(self.in_use())
 
 
-Pages.TestCase.settings = settings(max_examples=40, stateful_step_count=30, deadline=None, derandomize=True)
+Pages.TestCase.settings = settings(max_examples=50, stateful_step_count=30, deadline=None, derandomize=True)
 TestPages = Pages.TestCase
 
 
