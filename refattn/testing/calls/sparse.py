@@ -176,7 +176,9 @@ SPARSE: dict[str, dict[str, Any]] = {
 
 def _draw(name: str, own: dict[str, Any], rng: Rng, dtype: Any) -> tuple[Inputs, dict[str, Any], dict[str, Any]]:
     """Return the arrays, the options that forms share, and what of `own` is left for the form."""
-    spec = {"batch": (2,), "H": 4, "Hk": 2, "Tq": 33, "Tk": 33, "D": 8, "Dv": 8} | SHAPES.get(name, {}) | own
+    spec: dict[str, Any] = (
+        {"batch": (2,), "H": 4, "Hk": 2, "Tq": 33, "Tk": 33, "D": 8, "Dv": 8} | SHAPES.get(name, {}) | own
+    )
     batch, H, Hk, Tq, Tk, D, Dv = (spec.pop(key) for key in ("batch", "H", "Hk", "Tq", "Tk", "D", "Dv"))
     q_heads, kv_heads = (*batch, H)[: len(batch) + (H > 0)], (*batch, Hk)[: len(batch) + (H > 0)]
     x: Inputs = {
@@ -192,7 +194,7 @@ def _draw(name: str, own: dict[str, Any], rng: Rng, dtype: Any) -> tuple[Inputs,
     x = {key: value.astype(dtype) for key, value in x.items()} | {"dlse": x["dlse"].astype(compute_dtype(dtype))}
     if spec.pop("strided", False):
         x |= {key: spread(x[key]) for key in ("q", "k", "v", "do")}
-    options = {key: spec.pop(key) for key in ("softcap", "scale") if key in spec}
+    options: dict[str, Any] = {key: spec.pop(key) for key in ("softcap", "scale") if key in spec}
     if spec.pop("sinks", False):
         options["sinks"] = x["sinks"]
     return x, options, spec
