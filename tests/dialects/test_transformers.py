@@ -133,6 +133,11 @@ def test_masks_start_at_position_0():
     np.testing.assert_array_equal(with_cache, masks.causal().dense(3, 5))
 
 
+def test_keys_may_start_in_the_middle():
+    seen = eager_mask(1, 2, 4, q_offset=4, kv_offset=3)[0, 0] == 0
+    np.testing.assert_array_equal(seen, masks.causal(1).dense(2, 4))
+
+
 @pytest.mark.parametrize("size", [1, 2, 7])
 def test_a_sliding_window_counts_the_query_itself_unless_it_has_two_sides(size):
     seen = eager_mask(1, 9, 9, mask_function=sliding_window_causal_mask_function(size))[0, 0] == 0
