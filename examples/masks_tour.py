@@ -1,6 +1,19 @@
 """Patterns that long-context models use, built from a few masks: a picture, how many pairs, how many tiles."""
 
-from refattn.masks import EMPTY, FULL, PARTIAL, causal, document, global_tokens, window
+from refattn.masks import (
+    EMPTY,
+    FULL,
+    PARTIAL,
+    bigbird,
+    causal,
+    chunked,
+    document,
+    fixed,
+    global_tokens,
+    longformer,
+    strided,
+    window,
+)
 
 T = 4096
 halves = document([0] * (T // 2) + [1] * (T // 2))
@@ -8,7 +21,11 @@ patterns = {
     "causal, as in GPT": causal(),
     "a sliding window, as in Mistral": causal() & window(511, 0),
     "a window and four sinks, as in StreamingLLM": causal() & (window(511, 0) | global_tokens([0, 1, 2, 3])),
-    "windows and global tokens, as in Longformer": window(255, 255) | global_tokens([0, 2048]),
+    "chunks, as in the local layers of Llama 4": causal() & chunked(1024),
+    "strides, as in the Sparse Transformer": strided(64, 512),
+    "blocks that summarise themselves, from the same paper": fixed(512, 64),
+    "windows and global tokens, as in Longformer": longformer(255, [0, 2048]),
+    "blocks: a window, the ends, random ones, as in BigBird": bigbird(256),
     "two documents packed into one sequence": causal() & halves,
 }
 for name, mask in patterns.items():

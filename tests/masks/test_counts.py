@@ -49,6 +49,7 @@ LONG = 300_000
         (masks.bigbird(1000, 3, (0, -1), 0), None),
         (masks.document(np.arange(LONG) // 1000), 1000 * LONG),
         (masks.padding(7), 7 * LONG),
+        (masks.global_tokens([0, 7, LONG - 1]), 6 * LONG - 9),
     ],
     ids=lambda value: repr(value)[:30] if isinstance(value, masks.Mask) else "",
 )
