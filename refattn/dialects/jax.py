@@ -13,6 +13,7 @@ import numpy as np
 from refattn.arrays import Array, check_floats, compute_dtype
 from refattn.dense.attention import attention
 from refattn.dense.common import Bools, check_attention, repeat_heads
+from refattn.dialects.scores import softmax_of
 from refattn.masks import Mask, causal, from_array, padding
 
 NAME = "dot_product_attention"
@@ -128,7 +129,7 @@ def dot_product_attention(
     selected = np.where(visible, 0 if bias is None else bias, HIDDEN).astype(lse.dtype)  # scores, where they are huge
     lost: Bools = ~np.any(visible & (selected > HIDDEN), axis=-1)  # (B, N, T)
     if lost.any() and S > 0:
-        o_lost, lse_lost = _softmax_of(selected, repeat_heads(v, N), backend)
+        o_lost, lse_lost = softmax_of(selected, repeat_heads(v, N), backend)
         o, lse = np.where(lost[..., None], o_lost, o), np.where(lost, lse_lost, lse)
     o = np.where(_touched(visible, repeat_heads(v, N)), np.nan, o).astype(query.dtype)
     if query_lengths is not None:
@@ -196,16 +197,6 @@ def _pattern(
     if key_lengths is not None:
         parts.append(padding(np.clip(key_lengths, 0, S)))
     return functools.reduce(operator.and_, parts) if parts else None
-
-
-def _softmax_of(s: Array, v: Array, backend: str) -> tuple[Array, Array]:
-    """Return softmax(s) v and lse for given scores; a row of -inf is 0 / 0."""
-    m = s.max(axis=-1)
-    shift = np.where(np.isneginf(m), 0, m)  # keeps the scores that remain small: softmax(s) = softmax(s - m)
-    zero = np.zeros((*s.shape[:2], sum(s.shape[2:]), 1), v.dtype)
-    q, k = zero[:, :, : s.shape[2]], zero[:, :, s.shape[2] :]
-    o, lse = attention(q, k, v, bias=s - shift[..., None], return_lse=True, backend=backend)
-    return np.where(np.isneginf(m)[..., None], np.nan, o).astype(v.dtype), lse + shift
 
 
 def _touched(visible: Bools, v: Array) -> Bools:

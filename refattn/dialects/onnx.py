@@ -1,8 +1,8 @@
 """ONNX's operators `Attention` and `RotaryEmbedding`: inputs by position (None where omitted), attributes by keyword.
 
 The Open Neural Network Exchange, operator schemas Attention-23, -24 and -25 and RotaryEmbedding-23, as released with
-onnx 1.23: https://onnx.ai/onnx/operators/onnx__Attention.html. Where the schema's text and its function body say less
-than its evaluator, the text and the body count.
+onnx 1.23: https://onnx.ai/onnx/operators/onnx__Attention.html. Where the evaluator and the schema differ, the schema's
+text and function body count. The preview of `FlexAttention` stands in a file of its own.
 """
 
 import functools
@@ -15,10 +15,11 @@ import numpy as np
 from refattn.arrays import Array, compute_dtype
 from refattn.dense.attention import attention
 from refattn.dense.common import Bools, check_attention, repeat_heads
-from refattn.dialects.onnx_checks import check_attention_node, check_rotary_node
+from refattn.dialects.onnx_checks import DOUBLE, check_attention_node, check_rotary_node
+from refattn.dialects.onnx_flex import FlexAttention
 from refattn.masks import Mask, causal, from_array, padding
 
-DOUBLE = 11
+__all__ = ["Attention", "FlexAttention", "RotaryEmbedding"]
 
 
 def Attention(

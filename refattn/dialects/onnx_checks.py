@@ -4,7 +4,8 @@ from typing import Any
 
 from refattn.arrays import check_count, check_floats, check_number, check_shape
 
-PRECISIONS = (1, 10, 11, 16)
+PRECISIONS = (1, 10, 11, 16)  # float, float16, double, bfloat16
+DOUBLE = 11
 
 
 def check_attention_node(

@@ -1,4 +1,4 @@
-"""ONNX's own node tests of Attention and RotaryEmbedding, every one that the installed onnx generates."""
+"""ONNX's own node tests of Attention, RotaryEmbedding and FlexAttention: all that the installed onnx generates."""
 
 import warnings
 
@@ -11,22 +11,24 @@ pytestmark = pytest.mark.peers
 
 BACKENDS = ("numpy", "numba")
 LEAST = 93 + 8  # of Attention and of RotaryEmbedding, in onnx 1.23
+LEAST_FLEX = 11
 
 
 @pytest.fixture(scope="module")
 def cases():
-    """The cases by operator; "_expanded" ones are the same calls through the operator's function body."""
+    """The cases by operator: (case, node, attributes, opset)."""
     onnx = pytest.importorskip("onnx", reason="onnx is not installed: python -m pip install onnx==1.23.2")
     from onnx.backend.test.case.node import collect_testcases
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # other operators' cases overflow when they are made
         generated = collect_testcases(None)
-    found = {"Attention": [], "RotaryEmbedding": []}
+    found = {"Attention": [], "RotaryEmbedding": [], "FlexAttention": []}
     for case in generated:
         node = case.model.graph.node[0]
-        named = case.name.startswith(("test_attention", "test_rotary_embedding"))
-        if named and not case.name.endswith("_expanded"):
+        named = case.name.startswith(("test_attention", "test_rotary_embedding", "test_flexattention"))
+        # "_expanded" are the same calls through the operator's function body
+        if named and "_expanded" not in case.name:
             attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
             found[node.op_type].append((case, node, attributes, case.model.opset_import[0].version))
     return found
@@ -38,6 +40,13 @@ def run(operator, node, attributes, opset, inputs, backend):
     arguments = [next(given) if name else None for name in node.input]
     if operator == "RotaryEmbedding":  # elementwise, without backends
         return [dialect.RotaryEmbedding(*arguments, **attributes)]
+    if operator == "FlexAttention":
+        from onnx.reference import ReferenceEvaluator
+
+        plain = {name: value for name, value in attributes.items() if not name.endswith("_mod")}
+        graphs = {name: ReferenceEvaluator(attributes[name], opsets={"": opset}) for name in attributes.keys() - plain}
+        mods = {name: lambda x, g=g: g.run(None, {g.input_names[0]: x})[0] for name, g in graphs.items()}
+        return [dialect.FlexAttention(*arguments, **plain, **mods, backend=backend)]
     outputs = dialect.Attention(*arguments, **attributes, opset=opset, backend=backend)
     return [output for output, name in zip(outputs, node.output, strict=False) if name]
 
@@ -64,7 +73,10 @@ def passed(cases, operator, backend=None):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_every_node_case(cases, backend, capsys):
+    flex = passed(cases, "FlexAttention", backend)
     attention, rotary = passed(cases, "Attention", backend), passed(cases, "RotaryEmbedding")
     with capsys.disabled():
-        print(f"\nonnx on {backend}: {attention} node cases of Attention and {rotary} of RotaryEmbedding pass")
+        print(f"\nonnx on {backend}: node cases passed: Attention {attention}, RotaryEmbedding {rotary}", end="")
+        print(f", together {attention + rotary}; FlexAttention {flex}")
     assert attention + rotary >= LEAST
+    assert flex >= LEAST_FLEX
