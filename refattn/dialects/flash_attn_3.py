@@ -229,6 +229,7 @@ def flash_attn_with_kvcache(
     As in FlashAttention 2 (`refattn.dialects.flash_attn.flash_attn_with_kvcache`), and besides:
 
     - ``cu_seqlens_q`` packs the queries, (total_q, H, D) with lse (H, total_q); ``cu_seqlens_k_new`` packs k and v.
+    - A bound to the right of at least Tq - 1 cuts nothing, and does not turn the queries (flash_api.cpp:797).
     - ``rotary_seqlens`` (B,) says where the rotation of each sequence begins, rather than cache_seqlens.
     - ``page_table`` is what block_table is there; pages of any size.
     """

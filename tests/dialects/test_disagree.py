@@ -1,6 +1,7 @@
 """The page "Where libraries disagree" says what the dialects answer now, and the dialects what the libraries answer."""
 
 import functools
+import inspect
 from types import SimpleNamespace
 
 import numpy as np
@@ -35,6 +36,29 @@ def test_only_where_libraries_agree_there_is_one_answer():
 def test_answers_are_printed_briefly():
     assert printed((np.array([[-0.0, 1 / 3]]), np.array([np.inf, np.nan]))) == "0 0.33333 | inf nan"
     assert asked(lambda lib: lib.missing(), SimpleNamespace(missing=lambda: 1 + "1")) == "refused"
+
+
+def on_backend(library, backend):
+    """Return the functions of a dialect with another backend; what takes none stays."""
+
+    def told(function):
+        takes = inspect.isfunction(function) and "backend" in inspect.signature(function).parameters
+        return functools.partial(function, backend=backend) if takes else function
+
+    return SimpleNamespace(**{name: told(getattr(library, name)) for name in dir(library) if name[0] != "_"})
+
+
+WITHOUT_A_BACKEND = {("Which dimensions a rotation pairs", "ONNX"), ("Dropout", "PyTorch SDPA, probability 1")}
+
+
+@pytest.mark.parametrize("question", QUESTIONS, ids=TITLES)
+def test_another_backend_answers_the_same(question):
+    for name, ask in question.ask.items():
+        library = disagreements.LIBRARIES[name.split(",")[0]]
+        assert asked(ask, on_backend(library, "numba")) == asked(ask, library), name
+        if asked(ask, library) != "refused" and (question.title, name) not in WITHOUT_A_BACKEND:
+            with pytest.raises(LookupError, match="no backend 'nonesuch'"):
+                ask(on_backend(library, "nonesuch"))
 
 
 def converted(function, there, back, **fixed):

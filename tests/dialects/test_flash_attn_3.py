@@ -166,7 +166,7 @@ def test_the_cache_is_that_of_flash_attention_2():
     q, k, v, new_k, new_v, lengths = cached()
     v, new_v = np.where(np.isnan(k), np.nan, k * 2), new_k * 2  # there, v is as wide as k
     angle = np.arange(6)[:, None] * np.array([1.0, 0.1, 0.01, 0.001])
-    for options in ({}, {"causal": True}, {"window_size": (2, 0)}, {"rotary_interleaved": False}):
+    for options in ({}, {"causal": True}, {"window_size": (2, -1)}, {"rotary_interleaved": False}):
         both = [(k.copy(), v.copy()) for _ in range(2)]
         got = [
             library.flash_attn_with_kvcache(
@@ -184,6 +184,28 @@ def test_the_cache_is_that_of_flash_attention_2():
         ]
         check(got[1], got[0])
         np.testing.assert_array_equal(both[0], both[1])
+
+
+def test_a_bound_to_the_right_that_cuts_nothing_turns_no_query():  # flash_api.cpp:797
+    q, k, v, new_k, new_v, lengths = cached()
+    angle = np.arange(6)[:, None] * np.array([1.0, 0.1, 0.01, 0.001])
+    options = {"rotary_cos": np.cos(angle), "rotary_sin": np.sin(angle), "cache_seqlens": lengths}
+    caches = [[x.copy() for x in (k, v)] for _ in range(3)]
+    plain, near, far = (
+        flash_attn_3.flash_attn_with_kvcache(q, *cache, new_k, new_v, **options, **more)
+        for cache, more in zip(caches, ({}, {"window_size": (-1, 0)}, {"window_size": (-1, 1)}), strict=True)
+    )
+    np.testing.assert_array_equal(far, plain)  # the last of 2 queries stands at the last key
+    assert not np.allclose(near, plain)
+
+
+def test_packed_sequences_without_any_key_have_lse_plus_infinity():  # flash_api.cpp:1193
+    q, rows = draw(3, 4, 8), np.array([0, 1, 3])
+    none = np.array([0, 0, 0])
+    for keys, borders, lse in ((0, none, np.inf), (2, np.array([0, 0, 2]), -np.inf)):
+        k, v = draw(keys, 2, 8), draw(keys, 2, 6)
+        got = flash_attn_3.flash_attn_varlen_func(q, k, v, rows, borders, 2, 2, return_attn_probs=True)
+        assert not got[0][0].any() and (got[1][:, 0] == lse).all()
 
 
 def test_the_cache_takes_packed_queries_and_keys():

@@ -126,6 +126,9 @@ def test_blocks_by_hand():
     assert mask.kv_num_blocks.tolist() == [[[1, 1, 2]]]  # the diagonal; the last row of blocks reaches over the border
     assert mask.kv_indices[0, 0, :, 0].tolist() == [0, 1, 0]
     assert mask.full_kv_num_blocks.tolist() == [[[0, 1, 0]]]
+    few = create_block_mask(lambda b, h, i, j: i == j, None, None, 4, 4, BLOCK_SIZE=2)
+    assert few.kv_num_blocks.tolist() == [[[1, 1]]] and not few.full_kv_num_blocks.any()
+    assert few.sparsity() == pytest.approx(50)
     assert mask.sparsity() == pytest.approx(0)  # 5 blocks of 4 pairs, as many as there are pairs
 
 
