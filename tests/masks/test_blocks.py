@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from refattn import masks
-from refattn.masks import EMPTY, FULL, PARTIAL
+from refattn.masks import EMPTY, FULL, PARTIAL, blocks, counts, free
 from tests.masks.expressions import EXPRESSIONS
 
 RNG = np.random.default_rng(0)
@@ -41,7 +41,7 @@ PATTERNS = {  # all for 33 queries and 50 keys, or for any
     "longformer": masks.longformer(4, [0, 20]),
     "blocks": masks.block(RNG.random((2, 4, 5)) < 0.4, 10),
     "documents mixed": masks.document(RNG.integers(0, 5, (2, 50))) & masks.causal(),
-    "documents elsewhere": masks.document([3, 3, 1, 1, 1, 8] + 44 * [2], 11 * [1, 9, 3]),
+    "documents elsewhere": masks.document([3, 3, 1, 1, 1, 8] + 44 * [2], 11 * [1, 9, 5]),
     "drawn behind": masks.causal() & masks.random(9) & masks.strided(4, 3),
     "not": ~(masks.causal() & masks.window(9, 0)) | masks.padding([3, 50, 0]),
 }
@@ -60,43 +60,43 @@ ANY_SIZE = [
 ]
 
 
-def from_blocks(blocks):
+def from_blocks(cut):
     """Rebuild the dense pattern from the documented fields alone."""
-    nq, nk = -(-blocks.Tq // blocks.block_q), -(-blocks.Tk // blocks.block_k)
-    lead = int(np.prod(blocks.lead))
-    room = np.zeros((lead, nq * blocks.block_q, nk * blocks.block_k), bool)
-    for row in range(len(blocks.rows) - 1):
+    nq, nk = -(-cut.Tq // cut.block_q), -(-cut.Tk // cut.block_k)
+    lead = int(np.prod(cut.lead))
+    room = np.zeros((lead, nq * cut.block_q, nk * cut.block_k), bool)
+    for row in range(len(cut.rows) - 1):
         n, a = divmod(row, nq)
-        for t in range(blocks.rows[row], blocks.rows[row + 1]):
-            tile = np.ones((blocks.block_q, blocks.block_k), bool)
-            if blocks.partial[t] >= 0:
-                bits = blocks.bits[blocks.partial[t]]  # (block_k, ceil(block_q / 8))
-                i, j = np.arange(blocks.block_q)[:, None], np.arange(blocks.block_k)
+        for t in range(cut.rows[row], cut.rows[row + 1]):
+            tile = np.ones((cut.block_q, cut.block_k), bool)
+            if cut.partial[t] >= 0:
+                bits = cut.bits[cut.partial[t]]  # (block_k, ceil(block_q / 8))
+                i, j = np.arange(cut.block_q)[:, None], np.arange(cut.block_k)
                 tile = bits[j, i // 8] >> (i % 8) & 1
-            i, j = a * blocks.block_q, blocks.columns[t] * blocks.block_k
-            room[n, i : i + blocks.block_q, j : j + blocks.block_k] = tile
-    return room[:, : blocks.Tq, : blocks.Tk].reshape(*blocks.lead, blocks.Tq, blocks.Tk)
+            i, j = a * cut.block_q, cut.columns[t] * cut.block_k
+            room[n, i : i + cut.block_q, j : j + cut.block_k] = tile
+    return room[:, : cut.Tq, : cut.Tk].reshape(*cut.lead, cut.Tq, cut.Tk)
 
 
 def check(mask, Tq, Tk, block_q, block_k):
     """The blocks of a mask reconstruct it, are sorted, and hold no tile that is empty or full without saying so."""
     dense = mask.dense(Tq, Tk)
-    blocks = mask.blocks(Tq, Tk, block_q, block_k)
-    np.testing.assert_array_equal(from_blocks(blocks), dense)
-    assert blocks.pairs == dense.sum()
-    assert (blocks.rows[0], blocks.rows[-1]) == (0, len(blocks.columns))
-    assert len(blocks.rows) == int(np.prod(blocks.lead)) * blocks.shape[0] + 1
-    for row in range(len(blocks.rows) - 1):
-        columns = blocks.columns[blocks.rows[row] : blocks.rows[row + 1]]
+    tiles = mask.blocks(Tq, Tk, block_q, block_k)
+    np.testing.assert_array_equal(from_blocks(tiles), dense)
+    assert tiles.pairs == dense.sum()
+    assert (tiles.rows[0], tiles.rows[-1]) == (0, len(tiles.columns))
+    assert len(tiles.rows) == int(np.prod(tiles.lead)) * tiles.shape[0] + 1
+    for row in range(len(tiles.rows) - 1):
+        columns = tiles.columns[tiles.rows[row] : tiles.rows[row + 1]]
         assert (np.diff(columns) > 0).all()
-    kinds = blocks.kinds()
-    assert kinds.shape == (*blocks.lead, *blocks.shape)
+    kinds = tiles.kinds()
+    assert kinds.shape == (*tiles.lead, *tiles.shape)
     for place in np.ndindex(kinds.shape):
         *lead, a, b = place
         tile = dense[(*lead, slice(a * block_q, (a + 1) * block_q), slice(b * block_k, (b + 1) * block_k))]
         assert kinds[place] == (FULL if tile.all() else PARTIAL if tile.any() else EMPTY)
-    assert (blocks.partial >= 0).sum() == len(blocks.bits)
-    assert int(np.bitwise_count(blocks.bits).sum()) <= dense.sum()  # no bit beyond Tq or Tk
+    assert (tiles.partial >= 0).sum() == len(tiles.bits)
+    assert int(np.bitwise_count(tiles.bits).sum()) <= dense.sum()  # no bit beyond Tq or Tk
 
 
 @pytest.mark.parametrize(("block_q", "block_k"), BLOCKS)
@@ -123,6 +123,33 @@ def test_pairs_of_a_long_sequence_need_no_matrix():
     assert masks.padding([10, T]).pairs(T, T) == 10 * T + T * T
 
 
+def test_blocks_with_leading_axes_that_one_side_lacks():
+    check(masks.causal(0) & masks.bigbird(3, 1, [], 0, heads=3), 3, 5, 1, 2)
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+def test_the_size_of_a_batch_changes_nothing(name, monkeypatch):
+    whole = PATTERNS[name].blocks(33, 50, 4, 8)
+    pairs, density = PATTERNS[name].pairs(33, 50), PATTERNS[name].density(33, 50, 4, 8)
+    for module, size, value in (
+        (blocks, "TILES", 20),
+        (blocks, "PAIRS", 70),
+        (counts, "ROWS", 9),
+        (free, "COUNTED", 60),
+    ):
+        monkeypatch.setattr(module, size, value)
+    parts = PATTERNS[name].blocks(33, 50, 4, 8)
+    for field in ("rows", "columns", "partial", "bits"):
+        np.testing.assert_array_equal(getattr(parts, field), getattr(whole, field))
+    assert PATTERNS[name].pairs(33, 50) == pairs
+    np.testing.assert_array_equal(PATTERNS[name].density(33, 50, 4, 8), density)
+
+
+def test_a_function_is_asked_for_pairs_that_exist():
+    table = RNG.random((33, 50)) < 0.5
+    check(masks.from_function(lambda i, j: table[i, j]), 33, 50, 8, 16)
+
+
 def test_blocks_of_a_long_sequence_look_into_few_tiles():
     looked = []
 
@@ -131,8 +158,7 @@ def test_blocks_of_a_long_sequence_look_into_few_tiles():
         return i >= j
 
     band = masks.causal() & masks.window(63, 0) & masks.from_function(see)
-    blocks = band.blocks(8192, 8192, 64, 64)
-    assert blocks.pairs == 64 * 8192 - 64 * 63 // 2
+    assert band.blocks(8192, 8192, 64, 64).pairs == 64 * 8192 - 64 * 63 // 2
     assert sum(looked) < 8192 * 8192 / 16
 
 
