@@ -251,11 +251,14 @@ class Block(Tiled):
 
     layout: Given
     size: int
-    cacheable = True
 
     @property
     def lead(self) -> tuple[int, ...]:  # type: ignore[override]
         return tuple(self.layout.array.shape[:-2])
+
+    @property
+    def cacheable(self) -> bool:  # type: ignore[override]
+        return self.layout.array.size <= 1 << 16
 
     def coarse(self, Tq: int, Tk: int) -> Coarse:
         size = within(self.size, Tq, Tk)

@@ -250,6 +250,14 @@ def test_equal_patterns_are_equal_values():
     assert masks.from_array(np.eye(2, dtype=bool)) != masks.from_array(np.ones((2, 2), bool))
 
 
+def test_what_is_large_is_not_kept():
+    large = np.ones((300, 300), bool)
+    assert not masks.block(large, 2).cacheable and not masks.from_array(large).cacheable
+    assert not (masks.causal() & masks.block(large, 2)).cacheable
+    for small in (masks.block([[True]], 2), masks.random(3), masks.bigbird(4), masks.strided(2, 3) | ~masks.chunked(4)):
+        assert small.cacheable
+
+
 def test_as_mask_takes_arrays_masks_and_none():
     causal = masks.causal()
     assert masks.as_mask(None) is None
