@@ -100,7 +100,8 @@ def few_queries(
                 n_keys = min(right, (page + 1) * page_size) - j
                 begin = k_page[b, page] + h * k_head + (j - page * page_size) * k_row
                 x, x_at, x_row = as_floats(k, begin, k_row, n_keys, D, halves, space)
-                scores(q, q_at, rows, x, x_at, x_row, n_keys, D, st, j - j0, TILE)
+                begin = v_page[b, page] + h * v_head + (j - page * page_size) * v_row
+                scores(q, q_at, rows, x, x_at, x_row, n_keys, D, st, j - j0, TILE, v, begin, v_row)
                 j += n_keys
             whole = True
             for r in range(rows):

@@ -32,13 +32,25 @@ def _totals(builder, vec, sums):
     return sums[0]
 
 
-def _block_of_scores(rows, keys):
-    """Return an intrinsic for out[r, n] = q_r · k_n over `vectors` registers, r < rows, n < keys."""
+def _prefetch(builder, pointer):
+    """Begin to load the line at `pointer` into the second cache."""
+    byte, i32 = ir.IntType(8).as_pointer(), ir.IntType(32)
+    kind = ir.FunctionType(ir.VoidType(), [byte, i32, i32, i32])
+    prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    to_read, second, data = (ir.Constant(i32, n) for n in (0, 2, 1))
+    builder.call(prefetch, [builder.bitcast(pointer, byte), to_read, second, data])
+
+
+def _block_of_scores(rows, keys, fetching):
+    """Return an intrinsic for out[r, n] = q_r · k_n over `vectors` registers, r < rows, n < keys.
+
+    If `fetching`, it meanwhile begins to load as much of the rows of v; nothing waits for that.
+    """
 
     @intrinsic
-    def scores(typing, q, q_at, q_row, k, k_at, k_row, vectors, out, out_at, out_row):
+    def scores(typing, q, q_at, q_row, k, k_at, k_row, vectors, out, out_at, out_row, v, v_at, v_row):
         def generate(context, builder, signature, args):
-            q, q_at, q_row, k, k_at, k_row, vectors, out, out_at, out_row = args
+            q, q_at, q_row, k, k_at, k_row, vectors, out, out_at, out_row, v, v_at, v_row = args
             kinds = signature.args
             vec = Vectors(builder, kinds[7].dtype)
             step = ir.Constant(I64, vec.lanes)
@@ -48,11 +60,14 @@ def _block_of_scores(rows, keys):
                 return [builder.gep(first, [builder.mul(row, ir.Constant(I64, n))]) for n in range(count)]
 
             q_rows, k_rows = begins(q, kinds[0], q_at, q_row, rows), begins(k, kinds[3], k_at, k_row, keys)
+            v_rows = begins(v, kinds[10], v_at, v_row, keys if fetching else 0)
             sums = [cgutils.alloca_once_value(builder, vec.constant(0.0)) for _ in range(rows * keys)]
             for total in sums:
                 builder.store(vec.constant(0.0), total)
             with cgutils.for_range(builder, vectors) as loop:
                 here = builder.mul(loop.index, step)
+                for row in v_rows:
+                    _prefetch(builder, builder.gep(row, [here]))
                 queries = [vec.load(builder.gep(row, [here])) for row in q_rows]
                 for n in range(keys):
                     key = vec.load(builder.gep(k_rows[n], [here]))
@@ -76,18 +91,21 @@ def _block_of_scores(rows, keys):
             return context.get_dummy_value()
 
         i = types.intp
-        return types.void(q, i, i, k, i, i, i, out, i, i), generate
+        return types.void(q, i, i, k, i, i, i, out, i, i, v, i, i), generate
 
     return scores
 
 
-_four, _two, _one = (_block_of_scores(rows, PAIRS // rows) for rows in (4, 2, 1))
-_four_last, _two_last, _one_last = (_block_of_scores(rows, 1) for rows in (4, 2, 1))
+_four, _two, _one = (_block_of_scores(rows, PAIRS // rows, fetching=True) for rows in (4, 2, 1))
+_four_last, _two_last, _one_last = (_block_of_scores(rows, 1, fetching=False) for rows in (4, 2, 1))
 
 
 @njit(nogil=True)
-def scores(q, q_at, rows, k, k_at, k_row, n_keys, D, out, out_at, out_row):
-    """out[r, n] = q_r · k_n for r < rows, n < n_keys; rows are D (q), k_row and out_row apart."""
+def scores(q, q_at, rows, k, k_at, k_row, n_keys, D, out, out_at, out_row, v, v_at, v_row):
+    """out[r, n] = q_r · k_n for r < rows, n < n_keys; rows are D (q), k_row and out_row apart.
+
+    Meanwhile the values of these keys are fetched: they are next, and by itself a processor would see that too late.
+    """
     lanes = lanes_of(out)
     vectors = D // lanes
     r = 0
@@ -98,19 +116,19 @@ def scores(q, q_at, rows, k, k_at, k_row, n_keys, D, out, out_at, out_row):
             K = k_at + n * k_row
             if n + PAIRS // height <= n_keys:
                 if height == 4:
-                    _four(q, Q, D, k, K, k_row, vectors, out, O + n, out_row)
+                    _four(q, Q, D, k, K, k_row, vectors, out, O + n, out_row, v, v_at + n * v_row, v_row)
                 elif height == 2:
-                    _two(q, Q, D, k, K, k_row, vectors, out, O + n, out_row)
+                    _two(q, Q, D, k, K, k_row, vectors, out, O + n, out_row, v, v_at + n * v_row, v_row)
                 else:
-                    _one(q, Q, D, k, K, k_row, vectors, out, O + n, out_row)
+                    _one(q, Q, D, k, K, k_row, vectors, out, O + n, out_row, v, v_at + n * v_row, v_row)
                 n += PAIRS // height
             else:
                 if height == 4:
-                    _four_last(q, Q, D, k, K, k_row, vectors, out, O + n, out_row)
+                    _four_last(q, Q, D, k, K, k_row, vectors, out, O + n, out_row, v, v_at + n * v_row, v_row)
                 elif height == 2:
-                    _two_last(q, Q, D, k, K, k_row, vectors, out, O + n, out_row)
+                    _two_last(q, Q, D, k, K, k_row, vectors, out, O + n, out_row, v, v_at + n * v_row, v_row)
                 else:
-                    _one_last(q, Q, D, k, K, k_row, vectors, out, O + n, out_row)
+                    _one_last(q, Q, D, k, K, k_row, vectors, out, O + n, out_row, v, v_at + n * v_row, v_row)
                 n += 1
         r += height
     for d in range(vectors * lanes, D):
