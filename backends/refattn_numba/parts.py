@@ -44,11 +44,11 @@ class Below(Mask):
     def __init__(self, stop: Array) -> None:
         self.stop = stop
 
-    def see(self, i: Array, j: Array, Tq: int, Tk: int) -> Array:
+    def at(self, n: Any, i: Array, j: Array, Tq: int, Tk: int) -> Array:
         return j < self.stop[i]
 
-    def spans(self, Tq: int, Tk: int) -> tuple[Array, Array]:
-        return np.zeros(Tq, np.int64), np.minimum(self.stop, Tk)
+    def runs(self, n: Any, i: Array, Tq: int, Tk: int) -> tuple[Array, Array]:
+        return np.zeros_like(i), np.minimum(self.stop[i], Tk)
 
     def __repr__(self) -> str:
         return f"Below({self.stop.tolist()!r})"

@@ -48,30 +48,27 @@ def _best(counter, items, space, scores, state, places):
         row = fetch_add(counter)
         if row >= items:
             break
-        forced, free = 0, 0
+        forced = 0
         for j in range(m):
-            if state[row, j] == FORCED:
-                forced += 1
-            elif state[row, j] == ALLOWED:
+            forced += state[row, j] == FORCED
+        short = forced >= n  # not all that is forced has room: the best of it
+        rivals, left, free = (FORCED, n, 0) if short else (ALLOWED, n - forced, 0)
+        for j in range(m):
+            if state[row, j] == rivals:
                 s = scores[row, j]
                 space[free] = np.inf if np.isnan(s) else s
                 free += 1
-        left = max(0, n - forced)
         border, ties = -np.inf, free
-        if 0 < left < free:
+        if left < free:
             border = np.partition(space[:free], free - left)[free - left]
             above = 0
             for c in range(free):
                 above += space[c] > border
             ties = left - above  # of the scores at the border, the first ones
-        elif left == 0:
-            border, ties = np.inf, 0
         taken = 0
         for j in range(m):
-            if taken == n:
-                break
-            chosen = state[row, j] == FORCED
-            if state[row, j] == ALLOWED and left > 0:
+            chosen = state[row, j] == FORCED and not short
+            if state[row, j] == rivals:
                 s = np.inf if np.isnan(scores[row, j]) else scores[row, j]
                 chosen = s > border
                 if s == border and ties > 0:

@@ -181,10 +181,10 @@ def _heads(name: str, rng: Rng, dtype: Any) -> Call:
         "heads": 4,
         "T": 33,
         "Tk": None,
-        "d_model": 24,
-        "D": 8,
-        "Dv": 8,
-        "d_out": 24,
+        "d_model": 12,
+        "D": 4,
+        "Dv": 4,
+        "d_out": 12,
         "b": "",
     }
     spec |= HEADS[name]

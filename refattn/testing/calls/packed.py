@@ -4,6 +4,7 @@ What a call has room for besides, such as unused slots of a page, is NaN; the en
 name no page at all.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -126,8 +127,11 @@ def _fill(pool: Array, pages: Array, tokens: Array) -> None:
     pool[pages[page], slot] = tokens
 
 
+_BACKWARD = own({**PACKED, "sinks+dlse": {}, "grouped_more_keys+dlse": {}}, _packed_vjp)
+"""A token alone has gradients that are exactly 0, or what is left of lse's rounding: no sample of an error."""
+
 FAMILIES: dict[str, Family] = {
     "attention_varlen": own({**PACKED, "ragged+o_only": {}}, _packed),
-    "attention_varlen_vjp": own({**PACKED, "sinks+dlse": {}, "grouped_more_keys+dlse": {}}, _packed_vjp),
+    "attention_varlen_vjp": replace(_BACKWARD, quick=tuple(n for n in _BACKWARD.quick if n != "one_token_each")),
     "paged_attention": own({**PAGED, "decode+o_only": {}}, _paged),
 }

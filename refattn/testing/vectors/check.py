@@ -12,6 +12,7 @@ from refattn.arrays import Array
 from refattn.testing.contract import Contract
 from refattn.testing.formats import decode
 from refattn.testing.thresholds import Thresholds, thresholds
+from refattn.testing.vectors.errors import EXACT
 from refattn.testing.vectors.manifest import OUTPUTS, Entry, Vectors
 from refattn.testing.vectors.outputs import Outputs, Unreadable
 from refattn.testing.verdicts import FAIL, NOT_RUN, PASS, SUSPECT, Report, Result
@@ -105,11 +106,11 @@ def _judge(vectors: Vectors, entry: Entry, given: Outputs) -> tuple[str, str, di
             continue
         want, bound, sigma = stored[name], stored[f"bound_{name}"], stored[f"sigma_{name}"]
         try:
-            x = widened(got[name], dtype, want.shape)
+            x, want = widened(got[name], dtype, want.shape), want.astype(np.float64)
         except ValueError as error:
             wrong.append(f"{name} {error}")
             continue
-        limits = thresholds(Contract(dtype=dtype), backward) if entry.normal else None
+        limits = thresholds(Contract(dtype=dtype), backward) if entry.normal and dtype not in EXACT else None
         found = _compare(name, x, want, bound.astype(np.float64), sigma.astype(np.float64), limits)
         wrong += [found.wrong] * bool(found.wrong)
         suspect += [found.suspect] * bool(found.suspect)
@@ -132,6 +133,10 @@ def widened(x: Any, dtype: str, shape: tuple[int, ...]) -> Array:
         raise ValueError(f"has shape {x.shape}; wanted {shape}")
     if dtype == "bfloat16" and x.dtype in (np.dtype(np.uint16), np.dtype("V2")):  # V2 is what npz makes of ml_dtypes
         return decode(np.ascontiguousarray(x).view(np.uint16).reshape(shape), "bfloat16")
+    if dtype in EXACT:
+        if x.dtype.kind not in "iub":
+            raise ValueError(f"is {x.dtype}; wanted {dtype}")
+        return x.astype(np.float64)
     if x.dtype.kind != "f" and x.dtype.name != "bfloat16":
         raise ValueError(f"is {x.dtype}; wanted {dtype}, or float32 or float64")
     return x.astype(np.float64)

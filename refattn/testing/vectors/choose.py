@@ -22,7 +22,11 @@ from refattn.testing.comparison import arrays, leaves, quietly
 LEVELS = ("quick", "standard")
 PER_DTYPE = ("bias", "sinks", "softcap", "dlse")
 """Options that every dtype is tried with; the others, once."""
-LARGE = 250_000
+MEANINGS = ("attention", "attention_vjp", "flash_attention_vjp")
+"""Of the operations on q, k and v, those whose vectors have every option in every dtype, and every unusual shape.
+
+The others mean the same with other arguments, which are what their vectors try."""
+LARGE = 150_000
 """Bytes from which on a call is not taken whole into the quick set."""
 TOKENS = 33
 """Queries and keys that are left of a call that is cut."""
@@ -66,15 +70,18 @@ class Vector:
 
 
 def _with_dense_mask(operation: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Given:
-    names, mask = Given(args, kwargs, None).named(operation), kwargs.get("mask")
+    names = Given(args, kwargs, None).named(operation)
+    mask = names.get("mask")
     if mask is None or not PER_SEQUENCE.isdisjoint(names):
         return Given(args, kwargs, None if mask is None else repr(mask))
-    queries = names["q"] if "q" in names else names["x"]
-    keys = names["k"] if "k" in names else names.get("context", queries)
+    queries = next(names[name] for name in ("q", "q_nope", "x") if name in names)
+    keys = next((names[name] for name in ("k", "c_kv", "context") if name in names), queries)
     pattern = as_mask(mask)
     assert pattern is not None
     dense = pattern.dense(queries.shape[-2], keys.shape[-2])
-    return Given(args, {**kwargs, "mask": dense}, repr(mask) if isinstance(mask, Mask) else "array")
+    args = tuple(dense if x is mask else x for x in args)
+    kwargs = {name: dense if x is mask else x for name, x in kwargs.items()}
+    return Given(args, kwargs, repr(mask) if isinstance(mask, Mask) else "array")
 
 
 def cut(operation: str, given: Given, how: str) -> Given:
@@ -124,8 +131,11 @@ def can_be_cut(operation: str, given: Given) -> bool:
 def features(operation: str, case: Case, given: Given) -> set[tuple[str, str]]:
     """Return what a call tries: (what, dtype), or (what, "") where one dtype is enough."""
     names, found = given.named(operation), set()
-    options = [name for name, x in given.kwargs.items() if x is not None and x is not False]
-    found |= {(name, case.dtype if name in PER_DTYPE else "") for name in options}
+    usual = {name: p.default for name, p in inspect.signature(OPERATIONS[operation]).parameters.items()}
+    options = [name for name, x in given.kwargs.items() if x is not None and x is not usual[name]]
+    heads = {"q", "k", "v"} <= names.keys() and PER_SEQUENCE.isdisjoint(names)
+    whole = operation in MEANINGS or not heads
+    found |= {(name, case.dtype if name in PER_DTYPE and whole else "") for name in options}
     found |= {(f"{word} mask", "") for word in re.findall(r"(causal|padding)\(", given.mask or "")}
     every = arrays((given.args, given.kwargs))
     first = every[0]
@@ -134,24 +144,35 @@ def features(operation: str, case: Case, given: Given) -> set[tuple[str, str]]:
         "one head": first.ndim == 2,
         "empty": any(x.size == 0 for x in every),
         case.dtype: first.size > 100 and not any(isinstance(x, tuple) and len(x) == 1 for x in names.values()),
-        "odd width": first.size > 0 and first.shape[-1] % 8 != 0,
-        "not finite": any(not np.isfinite(x).all() for x in floats),
-        "blind rows": "mask" in names and names["mask"].size > 0 and not names["mask"].any(axis=-1).all(),
+        "blind rows": _blind(names.get("mask")),
     }
-    if {"q", "k", "v"} <= names.keys():
-        q, k, v = names["q"], names["k"], names["v"]
-        grouped = q.ndim > 2 and q.shape[-3] > k.shape[-3] > 1
+    if whole:
+        tried |= {
+            "odd width": first.size > 0 and first.shape[-1] % 8 != 0,
+            "not finite": any(not np.isfinite(x).all() for x in floats),
+        }
+    if not heads:
+        return found | {(what, "") for what, yes in tried.items() if yes}
+    q, k, v = names["q"], names["k"], names["v"]
+    grouped = q.ndim > 3 and q.shape[-3] > k.shape[-3] > 1
+    tried |= {
+        "few queries": q.shape[-2] < k.shape[-2],
+        "sequences of grouped heads": grouped and q.shape[-4] > 1 and min(q.shape[-2], v.size) > 1,
+    }
+    if whole:
         tried |= {
             "no keys": k.shape[-2] == 0,
             "no queries": q.shape[-2] == 0,
-            "few queries": q.shape[-2] < k.shape[-2],
             "few keys": q.shape[-2] > k.shape[-2],
             "more than a tile": min(q.shape[-2], k.shape[-2]) > 64,
             "narrow or wide values": q.shape[-1] != v.shape[-1],
         }
-        if grouped and q.ndim > 3 and q.shape[-4] > 1 and min(q.shape[-2], v.size) > 1:
-            tried["sequences of grouped heads"] = True
     return found | {(what, "") for what, yes in tried.items() if yes}
+
+
+def _blind(mask: Any) -> bool:
+    """Return whether a bool array hides everything from some query."""
+    return isinstance(mask, np.ndarray) and mask.size > 0 and not mask.any(axis=-1).all()
 
 
 def size_of(operation: str, given: Given) -> int:

@@ -39,14 +39,20 @@ BACKWARD = ("attention_vjp", "flash_attention_vjp")
 SMALLEST = {"float64": 2.0**-1074, "float32": 2.0**-149, "float16": 2.0**-24, "bfloat16": 2.0**-133}
 
 
+EXACT = ("int64", "bool")
+"""Dtypes of results that are chosen, not computed: which keys, which buckets. They must be the same."""
+
+
 class Expected:
     """One result: what it should be, in which dtype, and how far off it may be."""
 
     def __init__(self, want: Array, dtype: str, bound: Array, sigma: Array) -> None:
+        self.want, self.dtype, self.bound, self.sigma = want, dtype, bound, sigma
+        if dtype in EXACT:
+            return
         special = ~np.isfinite(want)
         with np.errstate(all="ignore"):
             overflows = ~special & (np.abs(want) + bound >= LARGEST[dtype])
-        self.want, self.dtype = want, dtype
         self.bound = np.where(special, 0, np.where(overflows, np.inf, bound))
         self.sigma = np.where(special | overflows, 0, sigma)
 
@@ -172,6 +178,9 @@ def _others(
     found = {}
     for name, want in wants.items():
         dtype = dtypes[name]
+        if dtype in EXACT:
+            found[name] = Expected(want, dtype, np.zeros(want.shape), np.zeros(want.shape))
+            continue
         bound = SLACK * 2 * unit * np.broadcast_to(limits[name], want.shape)
         bound = bound + UNIT[dtype] * np.abs(want) + SMALLEST[dtype] * (want != 0)
         last = ulp(np.where(np.isfinite(want), want, 0), dtype)  # the one rounding that is known exactly
@@ -193,10 +202,14 @@ def _variances(
 def _measured(
     id: str, operation: str, args: Any, kwargs: dict[str, Any], wants: dict[str, Array], unit: float
 ) -> dict[str, Array]:
-    """Return the mean square of the errors of runs with roundings put in by chance."""
+    """Return the mean square of the errors of runs with roundings put in by chance; what is chosen stays chosen."""
+    chosen = {name: want for name, want in wants.items() if want.dtype.name in EXACT}
+    if chosen:
+        kwargs = {name: x for name, x in kwargs.items() if name != "rotations"} | chosen
     runs = [results(run) for run in spread(OPERATIONS[operation], args, kwargs, unit, [zlib.crc32(id.encode())])]
     with np.errstate(all="ignore"):
         return {
             name: np.mean([(np.nan_to_num(np.asarray(run[name]) - want)) ** 2 for run in runs], axis=0)
             for name, want in wants.items()
+            if name not in chosen
         }

@@ -14,7 +14,7 @@ from refattn.testing.bounds import BOUNDS
 from refattn.testing.cases import DTYPES, cases, dtypes_here
 from refattn.testing.vectors import folder, manifest, storage
 from refattn.testing.vectors.choose import LEVELS, Given, Vector, choose
-from refattn.testing.vectors.errors import expected
+from refattn.testing.vectors.errors import EXACT, expected
 from refattn.testing.vectors.manifest import MANIFEST, Entry
 from refattn.testing.vectors.storage import STORAGES, Stored, stored
 
@@ -129,12 +129,14 @@ def _lacks(operation: str) -> str | None:
 def _entry(vector: Vector, seed: int, format: str) -> tuple[Entry, list[Stored]]:
     """Return one entry, its arrays not yet placed in a file."""
     case, given = vector.case, vector.given(seed)
+    results = expected(vector, given)
     put_in = inputs(given, case.operation)
+    put_in = {f"given_{name}" if name in results else name: x for name, x in put_in.items()}  # indices in and out
     found = [stored(name, "input", x) for name, x in put_in.items()]
     outputs = {}
-    for name, e in expected(vector, given).items():
+    for name, e in results.items():
         outputs[name] = e.dtype
-        found.append(stored(name, "output", e.want.astype(np.float64)))
+        found.append(stored(name, "output", e.want.astype(e.dtype if e.dtype in EXACT else np.float64)))
         found += [stored(f"{what}_{name}", what, _up(getattr(e, what))) for what in ("bound", "sigma")]
     names = [x.name for x in found]
     if len(set(names)) < len(names):

@@ -57,7 +57,7 @@ def dump(entries: list[Entry], about: Mapping[str, Any], files: Mapping[str, byt
     manifest = {"kind": KIND, "version": VERSION, "refattn": __version__, **about}
     manifest["files"] = {name: {"bytes": len(data), "sha256": digest(data)} for name, data in files.items()}
     manifest["entries"] = [asdict(entry) for entry in entries]
-    return (json.dumps(manifest, indent=1, allow_nan=False) + "\n").encode()
+    return (json.dumps(manifest, separators=(",", ":"), allow_nan=False) + "\n").encode()
 
 
 class Vectors:

@@ -23,6 +23,7 @@ def rope_variance(
     theta: float = 10000.0,
     rotary_dim: int | None = None,
     interleaved: bool = False,
+    frequencies: Array | None = None,
 ) -> Array:
     r"""Return the variance of y = rope(x), and of its derivative, which turns the other way.
 
@@ -30,7 +31,8 @@ def rope_variance(
     angle, had in float64, is off by a part of itself.
     """
     n = x.shape[-1] if rotary_dim is None else rotary_dim
-    angle = positions[..., None] * theta ** (-np.arange(0, n, 2) / max(n, 1))  # (..., T, n/2)
+    frequencies = theta ** (-np.arange(0, n, 2) / max(n, 1)) if frequencies is None else frequencies
+    angle = positions[..., None] * frequencies  # (..., T, n/2)
     if positions.ndim > 1:
         angle = angle[..., None, :, :]
     c2, s2 = np.cos(angle) ** 2, np.sin(angle) ** 2
