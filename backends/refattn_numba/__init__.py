@@ -11,6 +11,36 @@ from refattn_numba.mla import mla_attention, mla_attention_expanded, mla_attenti
 from refattn_numba.multihead import multi_head_attention, multi_head_attention_vjp
 from refattn_numba.paged import paged_attention
 from refattn_numba.rope import rope, rope_vjp
+from refattn_numba.selected import (
+    lsh_attention,
+    moba_attention,
+    nsa_attention,
+    topk_attention,
+)
+from refattn_numba.sparse import (
+    bigbird_attention,
+    bigbird_attention_vjp,
+    block_sparse_attention,
+    block_sparse_attention_vjp,
+    global_attention,
+    global_attention_vjp,
+    local_attention,
+    local_attention_vjp,
+    longformer_attention,
+    longformer_attention_vjp,
+    random_attention,
+    random_attention_vjp,
+    sparse_attention,
+    sparse_attention_vjp,
+)
+from refattn_numba.strided import (
+    dilated_attention,
+    dilated_attention_vjp,
+    fixed_attention,
+    fixed_attention_vjp,
+    strided_attention,
+    strided_attention_vjp,
+)
 from refattn_numba.threads import get_num_threads, set_num_threads
 from refattn_numba.varlen import attention_varlen, attention_varlen_vjp
 
@@ -36,17 +66,41 @@ __all__ = [
     "attention_varlen",
     "attention_varlen_vjp",
     "attention_vjp",
+    "bigbird_attention",
+    "bigbird_attention_vjp",
+    "block_sparse_attention",
+    "block_sparse_attention_vjp",
+    "dilated_attention",
+    "dilated_attention_vjp",
+    "fixed_attention",
+    "fixed_attention_vjp",
     "flash_attention",
     "flash_attention_vjp",
     "get_num_threads",
+    "global_attention",
+    "global_attention_vjp",
+    "local_attention",
+    "local_attention_vjp",
+    "longformer_attention",
+    "longformer_attention_vjp",
+    "lsh_attention",
     "merge_attention",
     "mla_attention",
     "mla_attention_expanded",
     "mla_attention_vjp",
+    "moba_attention",
     "multi_head_attention",
     "multi_head_attention_vjp",
+    "nsa_attention",
     "paged_attention",
+    "random_attention",
+    "random_attention_vjp",
     "rope",
     "rope_vjp",
     "set_num_threads",
+    "sparse_attention",
+    "sparse_attention_vjp",
+    "strided_attention",
+    "strided_attention_vjp",
+    "topk_attention",
 ]
