@@ -17,30 +17,16 @@ from refattn_numba.selected import (
     nsa_attention,
     topk_attention,
 )
-from refattn_numba.sparse import (
-    bigbird_attention,
-    bigbird_attention_vjp,
-    block_sparse_attention,
-    block_sparse_attention_vjp,
-    global_attention,
-    global_attention_vjp,
-    local_attention,
-    local_attention_vjp,
-    longformer_attention,
-    longformer_attention_vjp,
-    random_attention,
-    random_attention_vjp,
-    sparse_attention,
-    sparse_attention_vjp,
-)
-from refattn_numba.strided import (
-    dilated_attention,
-    dilated_attention_vjp,
-    fixed_attention,
-    fixed_attention_vjp,
-    strided_attention,
-    strided_attention_vjp,
-)
+from refattn_numba.bigbird import bigbird_attention, bigbird_attention_vjp
+from refattn_numba.block_sparse import block_sparse_attention, block_sparse_attention_vjp
+from refattn_numba.dilated import dilated_attention, dilated_attention_vjp
+from refattn_numba.fixed import fixed_attention, fixed_attention_vjp
+from refattn_numba.global_ import global_attention, global_attention_vjp
+from refattn_numba.local import local_attention, local_attention_vjp
+from refattn_numba.longformer import longformer_attention, longformer_attention_vjp
+from refattn_numba.random_ import random_attention, random_attention_vjp
+from refattn_numba.sparse import sparse_attention, sparse_attention_vjp
+from refattn_numba.strided import strided_attention, strided_attention_vjp
 from refattn_numba.threads import get_num_threads, set_num_threads
 from refattn_numba.varlen import attention_varlen, attention_varlen_vjp
 

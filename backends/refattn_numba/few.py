@@ -9,6 +9,7 @@ one order: a result depends neither on threads, nor on batch mates, nor on paddi
 """
 
 import math
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -45,6 +46,19 @@ class Spans(NamedTuple):
     """(B * H,): which pattern a head of a sequence uses."""
 
 
+class Parts(NamedTuple):
+    """The runs of SPLIT keys of all sequences: runs begin[b] <= p < begin[b + 1] are those of sequence b."""
+
+    begin: Array
+    """(B + 1,), int64, as the others."""
+    sequence: Array
+    """(runs,): whose run it is."""
+    split: Array
+    """(runs,): which of that sequence's."""
+    longest: int
+    """Keys of the longest run."""
+
+
 def attend_few(
     q: Array,
     k: Array,
@@ -62,16 +76,26 @@ def attend_few(
     if Tq > FEW or bias is not None or dropout_mask is not None:
         return None
     pattern = as_mask(mask)
-    spans = intervals(pattern, Tq, Tk)
+    heads = (*batch, q.shape[-3] if q.ndim > 2 else 1)
+    spans = (_cached_spans if pattern is None or pattern.cacheable else _spans)(pattern, Tq, Tk, heads)
     if spans is None:
         return None
-    lead = () if pattern is None else pattern.lead
-    start, stop = (np.broadcast_to(x, (*lead, Tq)).reshape(math.prod(lead), Tq) for x in spans)
-    heads = (*batch, q.shape[-3] if q.ndim > 2 else 1)
-    of = np.broadcast_to(np.arange(len(start)).reshape(lead), heads).reshape(-1)
     keys, values = (_in_batch(x, len(batch)) for x in (k, v))
-    lengths = np.full(math.prod(batch), Tk)
-    return stream(q, keys, values, v.shape[-1], max(Tk, 1), lengths, Spans(start, stop, of), scale, softcap, sinks)
+    parts = _parts_of_equals(math.prod(batch), Tk)
+    return stream(q, keys, values, v.shape[-1], max(Tk, 1), parts, spans, scale, softcap, sinks)
+
+
+def _spans(mask: Mask | None, Tq: int, Tk: int, heads: tuple[int, ...]) -> Spans | None:
+    found = intervals(mask, Tq, Tk)
+    if found is None:
+        return None
+    lead = () if mask is None else mask.lead
+    start, stop = (np.broadcast_to(x, (*lead, Tq)).reshape(math.prod(lead), Tq) for x in found)
+    of = np.broadcast_to(np.arange(len(start)).reshape(lead), heads).reshape(-1)
+    return Spans(*(ints(x) for x in (start, stop, of)))
+
+
+_cached_spans = lru_cache(maxsize=64)(_spans)
 
 
 def intervals(mask: Mask | None, Tq: int, Tk: int) -> tuple[Array, Array] | None:
@@ -85,37 +109,47 @@ def stream(
     values: Located,
     Dv: int,
     page_size: int,
-    lengths: Array,
+    parts: Parts,
     spans: Spans,
     scale: float | None,
     softcap: float | None,
     sinks: Array | None,
 ) -> tuple[Array, Array]:
-    """Return o, in the dtype of q, and lse: sequence b has the first lengths[b] of the keys."""
+    """Return o, in the dtype of q, and lse."""
     Tq, D = q.shape[-2:]
-    H, B, dtype = q.shape[-3] if q.ndim > 2 else 1, len(lengths), compute_dtype(q.dtype)
+    H, B, dtype = q.shape[-3] if q.ndim > 2 else 1, len(parts.begin) - 1, compute_dtype(q.dtype)
     o, lse = np.zeros((*q.shape[:-1], Dv), dtype), np.full(q.shape[:-1], -np.inf, dtype)
     if lse.size == 0:
         return o.astype(q.dtype, copy=False), lse
-    splits = -(-lengths // SPLIT)
-    part_of = np.concatenate([[0], np.cumsum(splits)])
-    sequence_of = np.repeat(np.arange(B), splits)
-    split_of = np.arange(part_of[-1]) - part_of[sequence_of]
-    rows = len(sequence_of) * H * Tq
+    rows = len(parts.sequence) * H * Tq
     parts_o, parts_m, parts_l = np.empty(rows * Dv, dtype), np.empty(rows, dtype), np.empty(rows, dtype)
     Hk = keys.heads
     run(
-        few_queries, len(sequence_of) * Hk * -(-(H // Hk * Tq) // ROWS), float(lengths.sum()) * H * Tq * (D + Dv),
-        ROWS * TILE + TILE * max(D, Dv), dtype, _ints(sequence_of), _ints(split_of), flat(q, dtype), keys.numbers,
-        values.numbers, q.dtype == np.float16, _ints(keys.pages), _ints(values.pages), page_size, keys.head, keys.row,
-        values.head, values.row, *(_ints(x) for x in spans), H, Hk, Tq, D, Dv,
+        few_queries, len(parts.sequence) * Hk * -(-(H // Hk * Tq) // ROWS), float(rows) * parts.longest * (D + Dv),
+        ROWS * TILE + TILE * max(D, Dv), dtype, parts.sequence, parts.split, flat(q, dtype), keys.numbers,
+        values.numbers, q.dtype == np.float16, keys.pages, values.pages, page_size, keys.head, keys.row,
+        values.head, values.row, *spans, H, Hk, Tq, D, Dv,
         dtype.type(1 / math.sqrt(D) if scale is None else scale), dtype.type(softcap or 0.0), parts_o, parts_m, parts_l,
     )  # fmt: skip
     run(
-        join, B * H, float(rows) * Dv, 1, dtype, _ints(part_of), *(read_only(x) for x in (parts_o, parts_m, parts_l)),
+        join, B * H, float(rows) * Dv, 1, dtype, parts.begin, *(read_only(x) for x in (parts_o, parts_m, parts_l)),
         flat(np.zeros(0) if sinks is None else sinks, dtype), o.reshape(-1), lse.reshape(-1), H, Tq, Dv,
     )  # fmt: skip
     return o.astype(q.dtype, copy=False), lse
+
+
+def parts_of(lengths: Array) -> Parts:
+    """Cut sequences of so many keys into runs."""
+    splits = -(-lengths // SPLIT)
+    begin = np.concatenate([[0], np.cumsum(splits)])
+    sequence = np.repeat(np.arange(len(lengths)), splits)
+    split = np.arange(begin[-1]) - begin[sequence]
+    return Parts(ints(begin), ints(sequence), ints(split), min(SPLIT, int(lengths.max(initial=0))))
+
+
+@lru_cache(maxsize=64)
+def _parts_of_equals(B: int, Tk: int) -> Parts:
+    return parts_of(np.full(B, Tk))
 
 
 def locate(x: Array) -> tuple[Array, tuple[int, ...]]:
@@ -128,6 +162,8 @@ def locate(x: Array) -> tuple[Array, tuple[int, ...]]:
         x = np.ascontiguousarray(x)
         x = x.view(np.uint16) if x.dtype.itemsize == 2 else x
     strides = tuple(stride // x.itemsize for stride in x.strides)
+    if x.flags.c_contiguous:
+        return read_only(x.reshape(-1)), strides
     extent = 1 + sum((size - 1) * stride for size, stride in zip(x.shape, strides, strict=True)) if x.size else 0
     return np.lib.stride_tricks.as_strided(x, (extent,), (x.itemsize,), writeable=False), strides
 
@@ -140,12 +176,19 @@ def _rows_lie_together(x: Array) -> bool:
 def _in_batch(x: Array, axes: int) -> Located:
     """Locate keys or values (..., Hk, Tk, D) with `axes` axes before the heads: a sequence is one page."""
     numbers, strides = locate(x)
-    begins = np.zeros(1, np.int64)
-    for size, stride in zip(x.shape[:axes], strides[:axes], strict=True):
-        begins = (begins[:, None] + np.arange(size) * stride).reshape(-1)
     heads, head = (x.shape[-3], strides[-3]) if x.ndim > 2 else (1, 0)
-    return Located(heads, numbers, begins[:, None], head, strides[-2])
+    return Located(heads, numbers, _begins(x.shape[:axes], strides[:axes]), head, strides[-2])
 
 
-def _ints(x: Array) -> Array:
+@lru_cache(maxsize=64)
+def _begins(shape: tuple[int, ...], strides: tuple[int, ...]) -> Array:
+    """Return where each entry of axes of this shape begins, in order, (entries, 1)."""
+    begins = np.zeros(1, np.int64)
+    for size, stride in zip(shape, strides, strict=True):
+        begins = (begins[:, None] + np.arange(size) * stride).reshape(-1)
+    return ints(begins[:, None])
+
+
+def ints(x: Array) -> Array:
+    """Return `x` as the kernels read tables: int64, contiguous, read-only."""
     return read_only(np.ascontiguousarray(x, np.int64))

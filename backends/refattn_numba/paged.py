@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from refattn.arrays import Array, compute_dtype
-from refattn_numba.few import FEW, Located, Spans, intervals, locate, stream
+from refattn_numba.few import FEW, Located, Spans, intervals, ints, locate, parts_of, stream
 from refattn_numba.flash import flash_attention
 
 
@@ -40,7 +40,7 @@ def paged_attention(
     else:
         keys, values = (_in_pages(x, table) for x in (k_pages, v_pages))
         o, lse = stream(
-            q, keys, values, v_pages.shape[-1], k_pages.shape[1], lengths, spans, scale, softcap, sinks
+            q, keys, values, v_pages.shape[-1], k_pages.shape[1], parts_of(lengths), spans, scale, softcap, sinks
         )  # fmt: skip
     return (o, lse) if return_lse else o
 
@@ -54,12 +54,12 @@ def _spans(mask: Any, Tq: int, lengths: Array, H: int) -> Spans | None:
     start, stop = (
         np.array([spans[n] for spans in found if spans is not None], np.int64).reshape(len(found), Tq) for n in (0, 1)
     )
-    return Spans(start, stop, np.repeat(which, H))
+    return Spans(*(ints(x) for x in (start, stop, np.repeat(which, H))))
 
 
 def _in_pages(x: Array, table: Array) -> Located:
     numbers, (page, slot, head, _) = locate(x)
-    return Located(x.shape[2], numbers, table * page, head, slot)
+    return Located(x.shape[2], numbers, ints(table * page), head, slot)
 
 
 def _gathered(x: Array, pages: Array, length: int) -> Array:

@@ -1,5 +1,8 @@
-"""Attention as parts that see disjoint keys: each is one call of the flash kernels, on tokens laid out so that its
-pattern becomes a band. The parts are merged by lse; backward, each part takes lse and delta of the whole.
+"""Attention as parts that see disjoint keys: each is one call of the flash kernels, on tokens laid out for it.
+
+Tokens whose positions leave the same remainder are put side by side: a dilated window is then an ordinary window within
+each row, and the strided keys of Child et al. are the earlier tokens of the row. Work grows with the pairs, and the
+kernels see nothing but bands. The parts are merged by lse; backward, each part takes lse and delta of the whole.
 """
 
 from collections.abc import Callable
@@ -74,6 +77,18 @@ def folded(T: int, step: int, first: int, length: int) -> Layout:
         return whole.reshape(*whole.shape[:-3], length * step, x.shape[-1])[..., -first : T - first, :]
 
     return Layout(lay, back)
+
+
+def by_remainder(Tq: int, Tk: int, step: int) -> tuple[Layout, Layout, int, Array]:
+    """Return the layouts of queries and keys by the remainder of their positions, and two things about the rows.
+
+    The third is the place of the first query in its row, the fourth (step,) how many keys each row has. Both kinds of
+    rows end at the same place, so the alignment to the bottom right is that of the tokens.
+    """
+    length, behind = -(-Tk // step), Tk - Tq
+    start = behind // step
+    count = np.maximum(0, -(-(Tk - np.arange(step)) // step))
+    return folded(Tq, step, start * step - behind, length - start), folded(Tk, step, 0, length), start, count
 
 
 def picked(T: int, places: Array) -> Layout:

@@ -5,7 +5,7 @@ import pytest
 import refattn_numba
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from refattn_numba import parts, select, sparse
+from refattn_numba import longformer, parts, select, sparse
 
 import refattn
 from refattn import masks
@@ -111,10 +111,10 @@ def test_strides_become_bands_and_globals_a_thin_part():
     q, k, v = (np.zeros((1, 4096, 8), np.float32) for _ in range(3))
     whole = 4096 * 4096
     for found, share in (
-        (sparse._parts_of(masks.strided(64, 64), q, k), 0.12),
-        (sparse._parts_of(masks.fixed(128, 4), q, k), 0.12),
-        (sparse._parts_of(masks.dilated(16, 32), q, k), 0.10),
-        (sparse._window_and_global(q, k, 64, [0, 1000, 3000]), 0.15),
+        (sparse.parts_of(masks.strided(64, 64), q, k), 0.12),
+        (sparse.parts_of(masks.fixed(128, 4), q, k), 0.12),
+        (sparse.parts_of(masks.dilated(16, 32), q, k), 0.10),
+        (longformer.longformer_parts(q, k, 64, [0, 1000, 3000]), 0.15),
     ):
         computed = 0.0
         for part in found:
