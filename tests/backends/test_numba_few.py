@@ -253,7 +253,8 @@ MISTAKES = {
     "first key head for all": changed("keys", head=lambda x: 0),
     "values of the first head for all": changed("values", head=lambda x: 0),
     "keys of the first sequence for all": changed("keys", pages=lambda x: x * 0),
-    "second run of keys forgotten": lambda a: a | {"lengths": np.minimum(a["lengths"], 512)},
+    "first run of keys for all": changed("parts", split=lambda x: x * 0),
+    "last run of keys not added": changed("parts", begin=lambda x: x - (np.arange(len(x)) == len(x) - 1)),
     "sinks forgotten": lambda a: a | {"sinks": None},
     "sinks of the first head for all": lambda a: (
         a | {"sinks": None if a["sinks"] is None else 0 * a["sinks"] + a["sinks"][0]}
