@@ -30,6 +30,8 @@ class Located(NamedTuple):
     """Hk."""
     numbers: Array
     """All of them and what lies between, flat; 16-bit floats as uint16."""
+    halves: bool
+    """Whether these are float16; if they have 16 bits and are not, they are bfloat16."""
     pages: Array
     """(B, pages), int64."""
     head: int
@@ -71,7 +73,7 @@ def attend_few(
     sinks: Array | None = None,
     dropout_mask: Array | None = None,
 ) -> tuple[Array, Array] | None:
-    """Return (o, lse) of a call that the rule lets through, else None."""
+    """Return (o, lse) of a call that the rule lets through, else None; k and v may be narrower than q."""
     Tq, Tk, batch = q.shape[-2], k.shape[-2], q.shape[:-3]
     if Tq > FEW or bias is not None or dropout_mask is not None:
         return None
@@ -127,7 +129,7 @@ def stream(
     run(
         few_queries, len(parts.sequence) * Hk * -(-(H // Hk * Tq) // ROWS), float(rows) * parts.longest * (D + Dv),
         ROWS * TILE + TILE * max(D, Dv), dtype, parts.sequence, parts.split, flat(q, dtype), keys.numbers,
-        values.numbers, q.dtype == np.float16, keys.pages, values.pages, page_size, keys.head, keys.row,
+        values.numbers, keys.halves, keys.pages, values.pages, page_size, keys.head, keys.row,
         values.head, values.row, *spans, H, Hk, Tq, D, Dv,
         dtype.type(1 / math.sqrt(D) if scale is None else scale), dtype.type(softcap or 0.0), parts_o, parts_m, parts_l,
     )  # fmt: skip
@@ -177,7 +179,7 @@ def _in_batch(x: Array, axes: int) -> Located:
     """Locate keys or values (..., Hk, Tk, D) with `axes` axes before the heads: a sequence is one page."""
     numbers, strides = locate(x)
     heads, head = (x.shape[-3], strides[-3]) if x.ndim > 2 else (1, 0)
-    return Located(heads, numbers, _begins(x.shape[:axes], strides[:axes]), head, strides[-2])
+    return Located(heads, numbers, x.dtype == np.float16, _begins(x.shape[:axes], strides[:axes]), head, strides[-2])
 
 
 @lru_cache(maxsize=64)

@@ -13,6 +13,7 @@ import numpy as np
 from refattn.arrays import Array, compute_dtype
 from refattn.results import LatentGradients
 from refattn_numba.attention import attention, attention_vjp
+from refattn_numba.few import attend_few
 from refattn_numba.layout import problem, seen_keys
 
 
@@ -30,10 +31,14 @@ def mla_attention(
 ) -> Any:
     """As `refattn.mla_attention`."""
     dtype, L, scale = q_nope.dtype, c_kv.shape[-1], _scale(q_nope, q_rope, scale)
-    q_nope, q_rope, c_kv, k_rope, w_uk, w_uv = _computed(q_nope, q_rope, c_kv, k_rope, w_uk, w_uv)
+    q_nope, q_rope, w_uk, w_uv = _computed(q_nope, q_rope, w_uk, w_uv)
     q = np.concatenate([q_nope @ w_uk.swapaxes(-1, -2), q_rope], axis=-1)  # (..., H, Tq, L + Dr)
     k = np.concatenate([c_kv, k_rope], axis=-1)[..., None, :, :]  # (..., 1, Tk, L + Dr)
-    o, lse = attention(q, k, k[..., :L], mask=mask, scale=scale, return_lse=True)
+    found = attend_few(q, k, k[..., :L], mask=mask, scale=scale)  # a cache of 16 bits stays one
+    if found is None:
+        (k,) = _computed(k)
+        found = attention(q, k, k[..., :L], mask=mask, scale=scale, return_lse=True)
+    o, lse = found
     o = np.where(np.isneginf(lse)[..., None], 0, o @ w_uv).astype(dtype)
     return (o, lse) if return_lse else o
 

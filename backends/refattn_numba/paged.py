@@ -59,7 +59,7 @@ def _spans(mask: Any, Tq: int, lengths: Array, H: int) -> Spans | None:
 
 def _in_pages(x: Array, table: Array) -> Located:
     numbers, (page, slot, head, _) = locate(x)
-    return Located(x.shape[2], numbers, ints(table * page), head, slot)
+    return Located(x.shape[2], numbers, x.dtype == np.float16, ints(table * page), head, slot)
 
 
 def _gathered(x: Array, pages: Array, length: int) -> Array:
