@@ -101,7 +101,9 @@ def few_queries(
                 begin = k_page[b, page] + h * k_head + (j - page * page_size) * k_row
                 x, x_at, x_row = as_floats(k, begin, k_row, n_keys, D, halves, space)
                 begin = v_page[b, page] + h * v_head + (j - page * page_size) * v_row
-                scores(q, q_at, rows, x, x_at, x_row, n_keys, D, st, j - j0, TILE, v, begin, v_row)
+                after = min(j + n_keys, last - 1)
+                ahead = k_page[b, after // page_size] + h * k_head + after % page_size * k_row
+                scores(q, q_at, rows, x, x_at, x_row, n_keys, D, st, j - j0, TILE, v, begin, v_row, k, ahead, k_row)
                 j += n_keys
             whole = True
             for r in range(rows):

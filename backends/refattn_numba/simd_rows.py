@@ -44,13 +44,18 @@ def _prefetch(builder, pointer):
 def _block_of_scores(rows, keys, fetching):
     """Return an intrinsic for out[r, n] = q_r · k_n over `vectors` registers, r < rows, n < keys.
 
-    If `fetching`, it meanwhile begins to load as much of the rows of v; nothing waits for that.
+    If `fetching`, it meanwhile begins to load as much of the rows of v and, with several rows of q, of those `ahead`;
+    nothing waits for that.
     """
 
     @intrinsic
-    def scores(typing, q, q_at, q_row, k, k_at, k_row, vectors, out, out_at, out_row, v, v_at, v_row):
+    def scores(
+        typing, q, q_at, q_row, k, k_at, k_row, vectors, out, out_at, out_row, v, v_at, v_row, ahead, ahead_at,
+        ahead_row,
+    ):  # fmt: skip
         def generate(context, builder, signature, args):
-            q, q_at, q_row, k, k_at, k_row, vectors, out, out_at, out_row, v, v_at, v_row = args
+            q, q_at, q_row, k, k_at, k_row, vectors, out, out_at, out_row, v, v_at, v_row = args[:13]
+            ahead, ahead_at, ahead_row = args[13:]
             kinds = signature.args
             vec = Vectors(builder, kinds[7].dtype)
             step = ir.Constant(I64, vec.lanes)
@@ -60,13 +65,14 @@ def _block_of_scores(rows, keys, fetching):
                 return [builder.gep(first, [builder.mul(row, ir.Constant(I64, n))]) for n in range(count)]
 
             q_rows, k_rows = begins(q, kinds[0], q_at, q_row, rows), begins(k, kinds[3], k_at, k_row, keys)
-            v_rows = begins(v, kinds[10], v_at, v_row, keys if fetching else 0)
+            coming = begins(v, kinds[10], v_at, v_row, keys if fetching else 0)
+            coming += begins(ahead, kinds[13], ahead_at, ahead_row, keys if fetching and rows > 1 else 0)
             sums = [cgutils.alloca_once_value(builder, vec.constant(0.0)) for _ in range(rows * keys)]
             for total in sums:
                 builder.store(vec.constant(0.0), total)
             with cgutils.for_range(builder, vectors) as loop:
                 here = builder.mul(loop.index, step)
-                for row in v_rows:
+                for row in coming:
                     _prefetch(builder, builder.gep(row, [here]))
                 queries = [vec.load(builder.gep(row, [here])) for row in q_rows]
                 for n in range(keys):
@@ -91,7 +97,7 @@ def _block_of_scores(rows, keys, fetching):
             return context.get_dummy_value()
 
         i = types.intp
-        return types.void(q, i, i, k, i, i, i, out, i, i, v, i, i), generate
+        return types.void(q, i, i, k, i, i, i, out, i, i, v, i, i, ahead, i, i), generate
 
     return scores
 
@@ -101,10 +107,13 @@ _four_last, _two_last, _one_last = (_block_of_scores(rows, 1, fetching=False) fo
 
 
 @njit(nogil=True)
-def scores(q, q_at, rows, k, k_at, k_row, n_keys, D, out, out_at, out_row, v, v_at, v_row):
+def scores(
+    q, q_at, rows, k, k_at, k_row, n_keys, D, out, out_at, out_row, v, v_at, v_row, ahead, ahead_at, ahead_row
+):  # fmt: skip
     """out[r, n] = q_r · k_n for r < rows, n < n_keys; rows are D (q), k_row and out_row apart.
 
-    Meanwhile the values of these keys are fetched: they are next, and by itself a processor would see that too late.
+    Meanwhile the values of these keys and the keys that come next are fetched: a processor sees too late by itself that
+    they are needed.
     """
     lanes = lanes_of(out)
     vectors = D // lanes
@@ -113,22 +122,22 @@ def scores(q, q_at, rows, k, k_at, k_row, n_keys, D, out, out_at, out_row, v, v_
         height = 4 if rows - r >= 4 else 2 if rows - r >= 2 else 1
         Q, O, n = q_at + r * D, out_at + r * out_row, 0
         while n < n_keys:
-            K = k_at + n * k_row
+            K, V, A = k_at + n * k_row, v_at + n * v_row, ahead_at + n * ahead_row
             if n + PAIRS // height <= n_keys:
                 if height == 4:
-                    _four(q, Q, D, k, K, k_row, vectors, out, O + n, out_row, v, v_at + n * v_row, v_row)
+                    _four(q, Q, D, k, K, k_row, vectors, out, O + n, out_row, v, V, v_row, ahead, A, ahead_row)
                 elif height == 2:
-                    _two(q, Q, D, k, K, k_row, vectors, out, O + n, out_row, v, v_at + n * v_row, v_row)
+                    _two(q, Q, D, k, K, k_row, vectors, out, O + n, out_row, v, V, v_row, ahead, A, ahead_row)
                 else:
-                    _one(q, Q, D, k, K, k_row, vectors, out, O + n, out_row, v, v_at + n * v_row, v_row)
+                    _one(q, Q, D, k, K, k_row, vectors, out, O + n, out_row, v, V, v_row, ahead, A, ahead_row)
                 n += PAIRS // height
             else:
                 if height == 4:
-                    _four_last(q, Q, D, k, K, k_row, vectors, out, O + n, out_row, v, v_at + n * v_row, v_row)
+                    _four_last(q, Q, D, k, K, k_row, vectors, out, O + n, out_row, v, V, v_row, ahead, A, ahead_row)
                 elif height == 2:
-                    _two_last(q, Q, D, k, K, k_row, vectors, out, O + n, out_row, v, v_at + n * v_row, v_row)
+                    _two_last(q, Q, D, k, K, k_row, vectors, out, O + n, out_row, v, V, v_row, ahead, A, ahead_row)
                 else:
-                    _one_last(q, Q, D, k, K, k_row, vectors, out, O + n, out_row, v, v_at + n * v_row, v_row)
+                    _one_last(q, Q, D, k, K, k_row, vectors, out, O + n, out_row, v, V, v_row, ahead, A, ahead_row)
                 n += 1
         r += height
     for d in range(vectors * lanes, D):

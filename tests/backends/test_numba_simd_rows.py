@@ -11,7 +11,7 @@ DTYPES = (np.float32, np.float64)
 
 @njit
 def call_scores(q, q_at, rows, k, k_at, k_row, n_keys, D, out, out_at, out_row):
-    simd_rows.scores(q, q_at, rows, k, k_at, k_row, n_keys, D, out, out_at, out_row, k, k_at, k_row)
+    simd_rows.scores(q, q_at, rows, k, k_at, k_row, n_keys, D, out, out_at, out_row, k, k_at, k_row, k, k_at, k_row)
 
 
 @njit
