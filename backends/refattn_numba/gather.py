@@ -124,10 +124,19 @@ def _rows(n: int) -> int:
 
 @njit(nogil=True, fastmath=REORDERED)
 def _dot(a, a_at, b, b_at, D):
+    a, b = a[a_at : a_at + D], b[b_at : b_at + D]
     total = a.dtype.type(0)
     for d in range(D):
-        total += a[a_at + d] * b[b_at + d]
+        total += a[d] * b[d]
     return total
+
+
+@njit(nogil=True, fastmath=REORDERED)
+def _add(p, x, x_at, y, y_at, D):
+    """Y += p x, along D numbers each."""
+    x, y = x[x_at : x_at + D], y[y_at : y_at + D]  # one offset each: the compiler sees that they are contiguous
+    for d in range(D):
+        y[d] += p * x[d]
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -187,9 +196,7 @@ def _forward(
                 for j in range(start, min(start + width, limit[i])):
                     p = scores[count] * inverse
                     count += 1
-                    at = (keys_at + j) * Dv
-                    for d in range(Dv):
-                        o[out + d] += p * v[at + d]
+                    _add(p, v, (keys_at + j) * Dv, o, out, Dv)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -223,8 +230,6 @@ def _backward(
                             slope = scale * (1 - t * t)
                         p = math.exp(s - lse[row])
                         ds = slope * p * (_dot(do, row * Dv, v, key * Dv, Dv) - delta[row])
-                        for d in range(Dv):
-                            dv[key * Dv + d] += p * do[row * Dv + d]
-                        for d in range(D):
-                            dq[row * D + d] += ds * k[key * D + d]
-                            dk[key * D + d] += ds * q[row * D + d]
+                        _add(p, do, row * Dv, dv, key * Dv, Dv)
+                        _add(ds, k, key * D, dq, row * D, D)
+                        _add(ds, q, row * D, dk, key * D, D)

@@ -1,12 +1,14 @@
-"""Global tokens on the CPU: picked out, they meet the others in two small dense parts."""
+"""Global tokens on the CPU: a mask where they stand close together; scattered, two small dense parts."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from refattn import masks
 from refattn.arrays import Array
 from refattn.results import AttentionGradients
+from refattn_numba.layout import TILE_K
 from refattn_numba.parts import AS_THEY_ARE, Part, attend_parts, finish, picked, pull_back_parts
 
 
@@ -44,7 +46,24 @@ def global_attention_vjp(
     )
 
 
+FEW = 8
+"""Tiles of keys that are read by every query sooner than keys are picked out and results merged."""
+
+
+def in_few_tiles(indices: Sequence[int]) -> bool:
+    """Return whether the tokens stand in FEW tiles of keys at most."""
+    return len({int(n) // TILE_K for n in indices}) <= FEW
+
+
 def global_parts(q: Array, k: Array, indices: Sequence[int]) -> list[Part]:
+    """Return the mask as one part, or the chosen tokens picked out where they are scattered."""
+    named = tuple(int(n) for n in indices)
+    if in_few_tiles(named):
+        return [Part(AS_THEY_ARE, AS_THEY_ARE, masks.global_tokens(named))]
+    return picked_parts(q, k, named)
+
+
+def picked_parts(q: Array, k: Array, indices: Sequence[int]) -> list[Part]:
     """Return the global keys for every other query, and all keys for the global ones."""
     Tq, Tk = q.shape[-2], k.shape[-2]
     keys, rows, others = global_and_others(Tq, Tk, indices)

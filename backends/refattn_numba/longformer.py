@@ -7,10 +7,9 @@ import numpy as np
 
 from refattn import masks
 from refattn.arrays import Array, compute_dtype
-from refattn.masks import Mask
 from refattn.results import LongformerGradients
 from refattn_numba.attention import attention, attention_vjp
-from refattn_numba.global_ import global_and_others, global_parts
+from refattn_numba.global_ import global_and_others, in_few_tiles, picked_parts
 from refattn_numba.parts import AS_THEY_ARE, Part, attend_parts, finish, pull_back_parts
 
 
@@ -34,7 +33,7 @@ def longformer_attention(
     Tq, Tk, parts = q.shape[-2], k.shape[-2], longformer_parts(q, k, window, global_indices)
     if q_global is None and k_global is None and v_global is None:
         return finish(q, attend_parts(q, k, v, parts, **o), return_lse)
-    out, lse = finish(q, attend_parts(q, k, v, parts[:-1], **o), True)
+    out, lse = finish(q, attend_parts(q, k, v, parts[:-1] or parts, **o), True)
     _, rows, _ = global_and_others(Tq, Tk, global_indices)
     if len(rows):
         own = _of_global(q, k, v, q_global, k_global, v_global, rows, Tk - Tq, global_indices)
@@ -62,7 +61,7 @@ def longformer_attention_vjp(
     o: dict[str, Any] = {"scale": scale, "softcap": softcap}
     Tq, Tk, dtype = q.shape[-2], k.shape[-2], compute_dtype(q.dtype)
     _, rows, _ = global_and_others(Tq, Tk, global_indices)
-    parts = longformer_parts(q, k, window, global_indices)[:-1]
+    parts = longformer_parts(q, k, window, global_indices)
     given = [None if x is None else x.astype(dtype) for x in (q_global, k_global, v_global)]
     out, wide = q.dtype, [x.astype(dtype) for x in (do, q, k, v)]
     sink = None if sinks is None else sinks.astype(dtype)
@@ -71,7 +70,7 @@ def longformer_attention_vjp(
     dlse_rest = None if dlse is None else dlse.copy()
     if dlse_rest is not None:
         dlse_rest[..., rows] = 0
-    ordinary = pull_back_parts(rest, *wide[1:], parts, sinks=sink, dlse=dlse_rest, **o)
+    ordinary = pull_back_parts(rest, *wide[1:], parts[:-1] or parts, sinks=sink, dlse=dlse_rest, **o)
     own = _of_global(*wide[1:], *given, rows, Tk - Tq, global_indices)
     special = attention_vjp(
         wide[0][..., rows, :], *own, sinks=sink, dlse=None if dlse is None else dlse[..., rows], **o
@@ -91,11 +90,15 @@ def longformer_attention_vjp(
 
 
 def longformer_parts(q: Array, k: Array, window: int, indices: Sequence[int]) -> list[Part]:
-    """Return the windows without the global tokens, the global keys, and, last, the global queries."""
-    near: Mask = masks.window(window, window)
-    if len(indices):
-        near = near & ~masks.global_tokens(tuple(int(n) for n in indices))
-    return [Part(AS_THEY_ARE, AS_THEY_ARE, near), *global_parts(q, k, indices)]
+    """Return the windows without the global tokens, the global keys, and, last, the global queries.
+
+    Where the global keys stand in few tiles, those tiles cost less than to merge: then it is one part, with all of it.
+    """
+    named = tuple(int(n) for n in indices)
+    if in_few_tiles(named):
+        return [Part(AS_THEY_ARE, AS_THEY_ARE, masks.longformer(window, named))]
+    near = masks.window(window, window) & ~masks.global_tokens(named)
+    return [Part(AS_THEY_ARE, AS_THEY_ARE, near), *picked_parts(q, k, named)]
 
 
 def _named(rows: Array, behind: int, indices: Sequence[int]) -> Array:

@@ -14,9 +14,9 @@ import numpy as np
 from refattn.arrays import Array, compute_dtype
 from refattn.masks import Mask
 from refattn.results import AttentionGradients
-from refattn_numba.decode import merge_attention
 from refattn_numba.flash import attend, gradients
 from refattn_numba.layout import problem
+from refattn_numba.merge import add_sinks, merge_into
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,10 @@ def folded(T: int, step: int, first: int, length: int) -> Layout:
     """
 
     def lay(x: Array) -> Array:
-        whole = np.zeros((*x.shape[:-2], length * step, x.shape[-1]), x.dtype)
-        whole[..., -first : T - first, :] = x
+        whole = x
+        if length * step != T:
+            whole = np.zeros((*x.shape[:-2], length * step, x.shape[-1]), x.dtype)
+            whole[..., -first : T - first, :] = x
         rows = whole.reshape(*x.shape[:-2], length, step, x.shape[-1])
         return np.ascontiguousarray(np.moveaxis(rows, -2, -4))
 
@@ -106,18 +108,21 @@ def attend_parts(
     q: Array, k: Array, v: Array, parts: list[Part], *, sinks: Array | None = None, **options: Any
 ) -> tuple[Array, Array]:
     """Return (o, lse) of the union of the parts' keys, in the compute dtype."""
-    dtype = compute_dtype(q.dtype)
     q, k, v = (_headed(x) for x in (q, k, v))
-    found = []
+    whole = None
     for part in parts:
         q_part, k_part, v_part = part.queries.lay(q), part.keys.lay(k), part.keys.lay(v)
         call = problem(q_part, k_part, v_part, mask=part.mask, **options)
         ((o, lse),) = attend(call, q_part, k_part, v_part)
-        found.append((part.queries.back(o, 0), part.queries.back(lse[..., None], -np.inf)[..., 0]))
-    if len(found) == 1 and sinks is None:
-        return found[0]
-    o, lse = merge_attention(*found, sinks=sinks)
-    return o.astype(dtype, copy=False), lse
+        o, lse = part.queries.back(o, 0), part.queries.back(lse[..., None], -np.inf)[..., 0]
+        if whole is None:
+            whole = np.ascontiguousarray(o), np.ascontiguousarray(lse)
+        else:
+            merge_into(*whole, o, lse)
+    assert whole is not None
+    if sinks is not None:
+        add_sinks(*whole, sinks)
+    return whole
 
 
 def pull_back_parts(
