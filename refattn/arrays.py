@@ -1,6 +1,7 @@
 """What counts as an array here, in which dtype one computes with it, and the checks that operations share."""
 
 import math
+import sys
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -51,6 +52,8 @@ def check_number(operation: str, name: str, x: Any, *, above: float = -math.inf)
     """Raise unless `x` is a finite real number greater than `above`."""
     if isinstance(x, bool | np.bool_) or not isinstance(x, int | float | np.integer | np.floating):
         raise TypeError(f"{operation}: {name} must be a number, got {type(x).__name__}")
+    if isinstance(x, int) and abs(x) > sys.float_info.max:
+        raise ValueError(f"{operation}: {name} is an integer beyond the range of floats")
     if not math.isfinite(x) or x <= above:
         bound = "" if above == -math.inf else f" above {above:g}"
         raise ValueError(f"{operation}: {name} is {x}; wanted a finite number{bound}")

@@ -57,6 +57,9 @@ def dispatched(check: Callable[..., None]) -> Callable[[Callable[P, R]], Callabl
             backend = _default.get() if given is None else given
             if backend != REFERENCE:
                 known(backend)
+            for argument, value in kwargs.items():
+                if isinstance(value, np.integer):  # its arithmetic would wrap, or turn indices into floats
+                    kwargs[argument] = int(value)
             if not kwargs.keys() <= keywords:
                 _bind(name, args, kwargs)
             try:

@@ -76,6 +76,7 @@ ATTENTION = {
     "bias has another shape": ({"bias": x(4, 5, 6)}, ValueError, r"bias has shape \(4, 5, 6\)"),
     "bias has an axis too many": ({"bias": x(1, 1, 1, 1, 1)}, ValueError, "bias has shape"),
     "scale is NaN": ({"scale": NAN}, ValueError, "scale is nan; wanted a finite number"),
+    "scale is beyond all floats": ({"scale": 10**400}, ValueError, "scale is an integer beyond the range of floats"),
     "scale is inf": ({"scale": INF}, ValueError, "scale is inf"),
     "scale is text": ({"scale": "1"}, TypeError, "scale must be a number, got str"),
     "scale is a bool": ({"scale": True}, TypeError, "scale must be a number, got bool"),

@@ -4,6 +4,7 @@ from typing import Any
 
 from refattn import masks
 from refattn.arrays import Array
+from refattn.masks.given import within
 from refattn.results import AttentionGradients
 from refattn_numba.parts import Part, attend_parts, by_remainder, finish, pull_back_parts
 
@@ -46,5 +47,6 @@ def dilated_attention_vjp(
 
 def dilated_parts(q: Array, k: Array, window: int, step: int) -> list[Part]:
     """Return the window of each row."""
-    queries, keys, _, count = by_remainder(q.shape[-2], k.shape[-2], step)
+    Tq, Tk = q.shape[-2], k.shape[-2]
+    queries, keys, _, count = by_remainder(Tq, Tk, within(step, Tq, Tk))
     return [Part(queries, keys, masks.window(window, window) & masks.padding(count))]

@@ -6,6 +6,7 @@ import numpy as np
 
 from refattn import masks
 from refattn.arrays import Array
+from refattn.masks.given import within
 from refattn.results import AttentionGradients
 from refattn_numba.parts import AS_THEY_ARE, Below, Part, attend_parts, finish, picked, pull_back_parts
 
@@ -49,6 +50,7 @@ def fixed_attention_vjp(
 def fixed_parts(q: Array, k: Array, block: int, summary: int) -> list[Part]:
     """Return the own block, and the summaries of those before."""
     Tq, Tk = q.shape[-2], k.shape[-2]
+    block = within(block, Tq, Tk)
     places = np.flatnonzero(np.arange(Tk) % block >= block - summary)
     before = np.maximum(0, (np.arange(Tq) + Tk - Tq) // block) * summary
     return [

@@ -12,6 +12,7 @@ import numpy as np
 from refattn import masks
 from refattn.arrays import Array, compute_dtype
 from refattn.masks import as_mask
+from refattn.masks.given import within
 from refattn.results import LshAttention, NsaAttention, SelectedAttention
 from refattn_numba.attention import attention
 from refattn_numba.gather import Lists, attend_lists, lists
@@ -66,6 +67,7 @@ def moba_attention(
 ) -> SelectedAttention:
     """As `refattn.moba_attention`."""
     Tq, Tk, dtype = q.shape[-2], k.shape[-2], compute_dtype(q.dtype)
+    chunk = within(chunk, Tq, Tk)
     count = -(-Tk // chunk)
     means = np.zeros((*k.shape[:-2], count, k.shape[-1]), dtype)
     for c in range(count):
@@ -112,6 +114,8 @@ def nsa_attention(
         for x, like in ((k_selected, k), (v_selected, v), (k_window, k), (v_window, v))
     )
     position = np.arange(Tq) + Tk - Tq
+    most = -(-(Tq + Tk + 1) // stride) * stride  # a longer block is as good as one of this length
+    block_size, select_block = min(block_size, most), min(select_block, most)
     compressed = [_compress(x, w, block_size, stride) for x, w in ((k, w_k), (v, w_v))]
     ended = np.clip((position + 1 - block_size) // stride + 1, 0, compressed[0].shape[-2])
     o_c, lse_c = attention(q, *compressed, mask=Below(ended), scale=scale, return_lse=True)
@@ -121,7 +125,7 @@ def nsa_attention(
     group = _heads(q)[-1] // (k.shape[-3] if k.ndim > 2 else 1)
     index = _stack(found)
     plane_of = np.repeat(np.arange(len(index)), group)
-    chosen = Lists(index, plane_of, select_block, np.clip(position + 1, 0, Tk))
+    chosen = Lists(index, plane_of, within(select_block, Tq, Tk), np.clip(position + 1, 0, Tk))
     o_s, lse_s = attend_lists(q, k_selected, v_selected, chosen, scale)
     near = masks.causal() & masks.window(window - 1, 0)
     o_w, lse_w = attention(q, k_window, v_window, mask=near, scale=scale, return_lse=True)
@@ -204,6 +208,7 @@ def lsh_attention(
     assert buckets is not None
     buckets = np.array(buckets, np.int64)  # (..., H, rounds, T)
     T, rounds = q.shape[-2], buckets.shape[-2]
+    chunk = within(chunk, 0, T)
     order = np.argsort(buckets, axis=-1, kind="stable")
     index = np.full((*q.shape[:-2], T, rounds * 2 * chunk), -1, np.int64)
     own = np.arange(T)[:, None]

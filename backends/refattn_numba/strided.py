@@ -4,6 +4,7 @@ from typing import Any
 
 from refattn import masks
 from refattn.arrays import Array
+from refattn.masks.given import within
 from refattn.results import AttentionGradients
 from refattn_numba.parts import AS_THEY_ARE, Part, attend_parts, by_remainder, finish, pull_back_parts
 
@@ -46,7 +47,9 @@ def strided_attention_vjp(
 
 def strided_parts(q: Array, k: Array, local: int, stride: int) -> list[Part]:
     """Return what is local, and the strided keys that are not."""
-    queries, keys, start, _ = by_remainder(q.shape[-2], k.shape[-2], stride)
+    Tq, Tk = q.shape[-2], k.shape[-2]
+    local, stride = within(local, Tq, Tk), within(stride, Tq, Tk)
+    queries, keys, start, _ = by_remainder(Tq, Tk, stride)
     return [
         Part(AS_THEY_ARE, AS_THEY_ARE, masks.causal() & masks.window(local - 1, 0)),
         Part(queries, keys, masks.causal(start - -(-local // stride))),

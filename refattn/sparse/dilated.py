@@ -11,6 +11,7 @@ import numpy as np
 from refattn.arrays import Array, check_count
 from refattn.dense.common import check_attention, check_attention_vjp
 from refattn.dispatch import dispatched
+from refattn.masks.given import within
 from refattn.results import AttentionGradients
 from refattn.sparse.common import Lists, attend, attend_vjp, one_each, strips
 
@@ -139,6 +140,7 @@ def dilated_attention_vjp(
 
 def dilated_lists(Tq: int, Tk: int, window: int, step: int) -> Iterator[Lists]:
     """Yield the keys j = i + Tk - Tq + m step, -window <= m <= window, of each query."""
+    step = within(step, Tq, Tk)
     window = min(window, (Tq + Tk) // step)  # further out there are no keys
     distances = step * np.arange(-window, window + 1)
     for i in strips(np.arange(Tq), len(distances)):

@@ -13,6 +13,7 @@ from refattn.arrays import Array, check_count, check_floats, check_number, check
 from refattn.dense.common import Bools
 from refattn.dense.decode import merge_attention
 from refattn.dispatch import dispatched
+from refattn.masks.given import within
 from refattn.results import LshAttention
 from refattn.sparse.select import Indices, attend_each
 
@@ -127,6 +128,7 @@ def lsh_attention(
     dtype, compute = qk.dtype, compute_dtype(qk.dtype)
     q, v = qk.astype(compute), v.astype(compute)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)  # a NumPy number would set the dtype
+    chunk = within(chunk, 0, q.shape[-2])
     norm = np.sqrt((q * q).sum(axis=-1, keepdims=True))
     k = q / np.where(norm == 0, 1, norm)  # k_j = qk_j / |qk_j|
     if rotations is not None:

@@ -12,6 +12,7 @@ import numpy as np
 from refattn.arrays import Array, check_count, compute_dtype
 from refattn.dense.common import check_attention, heads_of, repeat_heads
 from refattn.dispatch import dispatched
+from refattn.masks.given import within
 from refattn.results import SelectedAttention
 from refattn.sparse.select import Indices, attend_each, best, check_indices, keys_of, selected_keys
 
@@ -94,6 +95,7 @@ def moba_attention(
     q, k, v = (x.astype(compute) for x in (q, repeat_heads(k, H), repeat_heads(v, H)))
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)  # a NumPy number would set the dtype
     Tq, Tk = q.shape[-2], k.shape[-2]
+    chunk = within(chunk, Tq, Tk)
 
     chunks = np.arange(-(-Tk // chunk))
     means = np.zeros((*k.shape[:-2], len(chunks), k.shape[-1]), compute)  # (..., H, chunks, D)

@@ -13,6 +13,7 @@ from refattn.arrays import Array, check_count, check_floats, check_shape, comput
 from refattn.dense.attention import _softmax
 from refattn.dense.common import Bools, check_attention, heads_of, repeat_heads, select_matmul, sum_heads
 from refattn.dispatch import dispatched
+from refattn.masks.given import within
 from refattn.results import NsaAttention
 from refattn.sparse.select import Indices, attend_each, best, check_indices, keys_of, selected_keys
 
@@ -163,6 +164,8 @@ def nsa_attention(
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)  # a NumPy number would set the dtype
     Tq, Tk = q.shape[-2], k.shape[-2]
     position = np.arange(Tq) + (Tk - Tq)  # t
+    most = -(-(Tq + Tk + 1) // stride) * stride  # a longer block is as good as one of this length
+    block_size, select_block = min(block_size, most), min(select_block, most)
 
     k_compressed = repeat_heads(_compress(k, w_k, block_size, stride), H)  # (..., H, compressed, D)
     v_compressed = repeat_heads(_compress(v, w_v, block_size, stride), H)
@@ -180,7 +183,7 @@ def nsa_attention(
         allowed = allowed & selected_keys(indices, len(blocks))  # all that is left has room
     pinned = (blocks == 0) | (blocks == current) | (blocks == current - 1)
     indices = best(importance, n_selected, allowed, forced=pinned)  # (..., Hk, Tq, n_selected)
-    keys = keys_of(repeat_heads(indices, H), select_block, position)
+    keys = keys_of(repeat_heads(indices, H), within(select_block, Tq, Tk), position)
     o_selected, lse_selected = attend_each(q, k_selected, v_selected, keys, scale=scale)
 
     keys = position[:, None] - np.arange(min(window, Tk))  # t, t - 1, ...            (Tq, window)

@@ -12,6 +12,7 @@ import numpy as np
 from refattn.arrays import Array, check_count
 from refattn.dense.common import check_attention, check_attention_vjp
 from refattn.dispatch import dispatched
+from refattn.masks.given import within
 from refattn.results import AttentionGradients
 from refattn.sparse.common import Lists, attend, attend_vjp, one_each, strips
 
@@ -142,7 +143,7 @@ def strided_attention_vjp(
 def strided_lists(Tq: int, Tk: int, local: int, stride: int) -> Iterator[Lists]:
     """Yield the keys of each query: the same distances back from every position, as far as there are keys."""
     back = np.arange(Tk)
-    back = back[(back < local) | (back % stride == 0)]
+    back = back[(back < local) | (back % within(stride, Tq, Tk) == 0)]
     for i in strips(np.arange(Tq), len(back)):
         keys = i[:, None] + Tk - Tq - back  # (n, local + Tk / stride)
         yield one_each(i, keys, keys >= 0)
