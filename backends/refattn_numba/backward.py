@@ -54,12 +54,16 @@ def scores_gradient(
 
 @njit(nogil=True)
 def load_queries(head, i0, height, Tq, lse, delta_all, base, delta):
-    """Fill, for a tile of queries, base with lse in powers of two (0 where nothing was seen) and delta."""
+    """Fill, for a tile of queries, base with lse in powers of two (0 where nothing was seen) and delta.
+
+    Beside scores of finfo.min lse has no room for what tells the weights apart: such a row counts as one without any.
+    """
+    least = -2e38 if base.itemsize == 4 else -1e308
     base[:] = 0
     delta[:] = 0
     for n in range(height):
         seen = lse[head * Tq + i0 + n]
-        base[n] = 0 if seen == -math.inf else seen * LOG2E
+        base[n] = 0 if seen < least else seen * LOG2E
         delta[n] = delta_all[head * Tq + i0 + n]
 
 

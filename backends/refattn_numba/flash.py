@@ -1,7 +1,8 @@
 """Flash attention on the CPU, forward and backward; `forward` and `backward` hold the kernels.
 
 Differences from the reference that rounding can show: tiles are 64 queries by 128 keys whatever `tile_q` and `tile_k`
-say; weights below 2^-125 (float32) of a row's largest are taken as 0; 16-bit inputs are computed in float32, P too.
+say; weights below 2^-125 (float32) of a row's largest are taken as 0; 16-bit inputs are computed in float32, P too; a
+row whose every score is at finfo.min (a bias that hides) has equal weights, an lse that is off, and no gradient.
 Memory beside the results: 64 · (D + Dv + 132) numbers a thread, the bits of tiles that the mask cuts, copies of inputs
 that are strided or of 16 bits, the o of each split; backward, up to four shares of dQ.
 """

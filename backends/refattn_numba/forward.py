@@ -30,7 +30,12 @@ def load_columns(x, at, height, stride, D, tile):
 
 @njit(nogil=True)
 def bend(tile, slope, rows, scale, softcap, bias, plane, i0, height, j0):
-    """Scale the products, cap them, add the bias; where `slope` is not empty it takes the soft cap's derivative."""
+    """Scale the products, cap them, add the bias; where `slope` is not empty it takes the soft cap's derivative.
+
+    A finite score below `floor` would be -inf in powers of two: a row of finfo.min, which some add to hide a pair, is
+    one of equal scores.
+    """
+    floor = -2.2e38 if tile.itemsize == 4 else -1.2e308
     for r in range(rows):
         for n in range(height):
             s = scale * tile[r * LANES + n]
@@ -43,6 +48,8 @@ def bend(tile, slope, rows, scale, softcap, bias, plane, i0, height, j0):
                 i = i0 + n if bias.shape[1] > 1 else 0
                 j = j0 + r if bias.shape[2] > 1 else 0
                 s += bias[plane, i, j]
+                if -math.inf < s < floor:
+                    s = floor
             tile[r * LANES + n] = s
 
 

@@ -129,3 +129,18 @@ def test_many_terms_of_one_bias_are_summed_exactly():
         *(x.astype(float) for x in (do, q, k, v)), bias=bias.astype(float), mask=masks.causal()
     )
     assert np.abs(got - want.dbias).max() < 3e-5
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_most_negative_bias_is_a_number_and_not_minus_infinity(dtype):
+    q, k, v = (x.astype(dtype) for x in qkv(T=70))
+    bias = np.zeros((70, 70), dtype)
+    bias[3], bias[5, :40] = np.finfo(dtype).min, np.finfo(dtype).min
+    o = refattn.attention(q, k, v, bias=bias, backend="numba")
+    np.testing.assert_allclose(o, refattn.attention(q, k, v, bias=bias), rtol=1e-4, atol=1e-5)
+    do = np.ones_like(o)
+    do[:, 3] = 0  # the row in which lse has lost what tells its weights apart: it has no gradient
+    want = refattn.attention_vjp(do, q, k, v, bias=bias)
+    do[:, 3] = 1
+    for x, y in zip(refattn.attention_vjp(do, q, k, v, bias=bias, backend="numba")[:4], want[:4], strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-4, atol=2e-5)
