@@ -206,7 +206,7 @@ Q_SINK = Question(
             transformers.Module(sinks=np.zeros(1)), *ONE, None, scaling=1.0
         ),
     },
-    "The others have none. In refattn the sink is part of lse, so that the weights are exp(s - lse).",
+    "The other functions take none. In refattn the sink is part of lse, so that the weights are exp(s - lse).",
 )
 
 FIVE = Inputs.of(5, [0, 3, 6, 9, 12])
