@@ -242,6 +242,7 @@ FAMILIES: dict[str, Family] = {
         "plain+num_splits=1",
         "one_query+num_splits=7",
         "sinks_causal_grouped+num_splits=3",
+        "sinks_t300+num_splits=2",
         "dropout_everything+num_splits=5",
         "few_keys+num_splits=9",
         build=_split,

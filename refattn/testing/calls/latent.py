@@ -19,6 +19,7 @@ LATENTS: dict[str, dict[str, Any]] = {
     "no_rope": {"Dr": 0},
     "mask_per_head": {"seen_by_head": True},
     "blind_rows": {"mask": masks.causal(-4)},
+    "blind_rows_nan_weights": {"mask": masks.causal(-4), "nan_weights": True},
     "large_scores": {"size": 40.0, "mask": masks.causal()},
     "nan_tokens_unseen": {"mask": masks.padding([9, 0]), "poison": np.nan},
     "nan_query_seen": {"nan_query": True},
@@ -45,6 +46,8 @@ def _latent(name: str, rng: Rng, dtype: Any) -> Call:
         x["c_kv"][1:], x["k_rope"][1:] = spec["poison"], spec["poison"]
     if "nan_query" in spec:
         x["q_nope"][..., 3, 1] = np.nan
+    if "nan_weights" in spec:
+        x["w_uv"][1, 5, 2] = np.nan
     if "seen_by_head" in spec:
         mask = rng.random((H, Tq, Tk)) < 0.5
         mask[1, :, 4], mask[2, 5] = False, False  # a token that one head never sees, and a query that sees nothing

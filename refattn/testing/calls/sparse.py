@@ -171,6 +171,8 @@ SPARSE: dict[str, dict[str, Any]] = {
     "per_sequence_and_head": {"mask": (2, 4, 33, 33), "share": 0.2, "sinks": True},
     "one_row_of_keys": {"mask": (2, 1, 1, 33), "share": 0.5},
     "blind": {"mask": (33, 33), "share": 0.0},
+    "fixed": {"mask": masks.fixed(6, 3)},
+    "dilated": {"mask": masks.dilated(4, 3), "sinks": True},
 }
 
 
@@ -243,6 +245,8 @@ def _call(table: dict[str, dict[str, Any]], form: Form, name: str, rng: Rng, dty
 def _call_vjp(table: dict[str, dict[str, Any]], form: Form, name: str, rng: Rng, dtype: Any) -> Call:
     name, _, variant = name.partition("+")
     x, options, own = _draw(name, table[name], rng, dtype)
+    if name == "no_keys":  # what comes back to a row that sees nothing is not read
+        x["do"][..., 1, :] = np.nan
     options |= form(x, own, rng) | ({} if variant == "do_only" else {"dlse": x["dlse"]})
     return (x["do"], x["q"], x["k"], x["v"]), options
 
