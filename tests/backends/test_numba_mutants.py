@@ -163,3 +163,11 @@ def test_without_a_mistake_all_cases_pass(judged, knobs, operations):
     found = list(judged(module, operations))
     assert len(found) > 20
     assert [f"{result.check}: {result.message}" for result in found if result.verdict != PASS] == []
+
+
+@pytest.mark.slow
+def test_without_a_mistake_all_cases_pass_as_compiled_anew(judged):
+    module = backend("layout", sources()["layout"], {}, cached=False)
+    operations = sorted({name for mistake in (*ALL, *COMPILED) for name in mistake.operations.split()})
+    failed = [result for result in judged(module, " ".join(operations)) if result.verdict != PASS]
+    assert [f"{result.check}: {result.message}" for result in failed] == []

@@ -694,7 +694,108 @@ DENSE = [
         "merge_attention",
     ),
 ]
+WRAPPED = [
+    Mistake("dlse forgotten", "local", "sinks=sinks, dlse=dlse)", "sinks=sinks)", "local_attention_vjp"),
+    Mistake(
+        "softcap forgotten backward",
+        "bigbird",
+        "softcap=softcap, sinks=sinks, dlse=dlse)",
+        "sinks=sinks, dlse=dlse)",
+        "bigbird_attention_vjp",
+    ),
+    Mistake(
+        "scale forgotten backward",
+        "block_sparse",
+        "scale=scale, softcap=softcap, sinks=sinks, dlse=dlse)",
+        "softcap=softcap, sinks=sinks, dlse=dlse)",
+        "block_sparse_attention_vjp",
+    ),
+    Mistake(
+        "scale forgotten backward",
+        "fixed",
+        "scale=scale, softcap=softcap, sinks=sinks, dlse=dlse",
+        "softcap=softcap, sinks=sinks, dlse=dlse",
+        "fixed_attention_vjp",
+    ),
+    Mistake(
+        "gradients of another draw",
+        "random_",
+        "drawn(q, k, n_keys, seed, per_head), scale=scale, softcap=softcap, sinks=sinks, dlse=dlse",
+        "drawn(q, k, n_keys, 0, per_head), scale=scale, softcap=softcap, sinks=sinks, dlse=dlse",
+        "random_attention_vjp",
+    ),
+    Mistake(
+        "chosen keys of the first head for all",
+        "selected",
+        "named(given[head, i], Tk)",
+        "named(given[0, i], Tk)",
+        "topk_attention",
+    ),
+    Mistake(
+        "chosen chunks of the first head for all",
+        "selected",
+        "named(given[head], count)",
+        "named(given[0], count)",
+        "moba_attention",
+    ),
+    Mistake(
+        "chosen blocks of the first key head for all",
+        "selected",
+        "named(given[place, i], count)",
+        "named(given[0, i], count)",
+        "nsa_attention",
+    ),
+    Mistake(
+        "bits of the key before",
+        "layout",
+        'view("<u8").ravel()',
+        'view("<u8").ravel()\n        words = np.roll(words, 1)',
+        "attention",
+    ),
+    Mistake(
+        "heads in the other order",
+        "multihead",
+        "x.reshape(*x.shape[:-1], heads, x.shape[-1] // heads).swapaxes(-2, -3)",
+        "x.reshape(*x.shape[:-1], x.shape[-1] // heads, heads).swapaxes(-1, -2).swapaxes(-2, -3)",
+        "multi_head_attention",
+    ),
+    Mistake(
+        "context backwards",
+        "multihead",
+        "source = x if context is None else context",
+        "source = x if context is None else context[..., ::-1, :]",
+        "multi_head_attention",
+    ),
+    Mistake(
+        "tokens get nothing from their keys",
+        "multihead",
+        "dx + dsource if context is None",
+        "dx if context is None",
+        "multi_head_attention_vjp",
+    ),
+    Mistake(
+        "db_v of the keys",
+        "multihead",
+        "None if b_v is None else _rows(dv)",
+        "None if b_v is None else _rows(dk)",
+        "multi_head_attention_vjp",
+    ),
+    Mistake(
+        "positions of the first sequence for all", "rope", "np.arange(items) // heads", "np.arange(items) * 0", "rope"
+    ),
+    Mistake(
+        "frequencies of the whole width",
+        "rope",
+        "-np.arange(0, n, 2) / n)",
+        "-np.arange(0, n, 2) / x.shape[-1])",
+        "rope",
+    ),
+    Mistake("the gradient turns forward", "rope", "back = -positions", "back = positions", "rope_vjp"),
+]
 COMPILED = [
+    Mistake(
+        "turned the other way", "rope", "x[row + a] * c - x[row + b] * s", "x[row + a] * c + x[row + b] * s", "rope"
+    ),
     Mistake(
         "what is NaN is the smallest",
         "select",
@@ -861,5 +962,5 @@ COMPILED = [
     ),
     Mistake("slope of the softcap forgotten", "backward", "ds[n] *= slope[n]", "ds[n] *= 1", "attention_vjp"),
 ]
-ALL = [*PARTS, *PATTERNS, *LONGFORMER, *CHOSEN, *PACKED, *LATENT, *DENSE]
+ALL = [*PARTS, *PATTERNS, *LONGFORMER, *CHOSEN, *PACKED, *LATENT, *DENSE, *WRAPPED]
 EQUIVALENT = {}

@@ -24,6 +24,10 @@ quick = settings(
     database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
+BATCH = st.sampled_from([(), (1,), (2,), (2, 1)])
+OPTIONS = st.fixed_dictionaries(
+    {}, optional={"scale": st.floats(-2, 2), "softcap": st.floats(0.5, 5), "sinks": st.just("drawn")}
+)
 LENGTH = st.one_of(st.integers(0, 9), st.integers(0, 140), st.sampled_from([63, 64, 65, 127, 128, 129]))
 ANY_LENGTHS = EXPRESSIONS.filter(lambda mask: mask.lead == () and "padding" not in repr(mask))
 BY_POSITION = st.recursive(
@@ -63,18 +67,8 @@ FORMS = {
         {"window": st.integers(0, 150), "global_indices": st.lists(st.integers(0, 150), max_size=5)}
     ),
 }
-MASK_OF = {
-    name: getattr(masks, name.removesuffix("_attention"))
-    for name in FORMS
-    if name not in ("local_attention", "global_attention")
-}
-MASK_OF |= {"local_attention": masks.window, "global_attention": lambda indices: masks.global_tokens(indices)}
-
-
-BATCH = st.sampled_from([(), (1,), (2,), (2, 1)])
-OPTIONS = st.fixed_dictionaries(
-    {}, optional={"scale": st.floats(-2, 2), "softcap": st.floats(0.5, 5), "sinks": st.just("drawn")}
-)
+MASK_OF = {name: getattr(masks, name.removesuffix("_attention"), None) for name in FORMS}
+MASK_OF |= {"local_attention": masks.window, "global_attention": masks.global_tokens}
 
 
 @st.composite
