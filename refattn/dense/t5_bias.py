@@ -4,6 +4,7 @@ Raffel et al., "Exploring the Limits of Transfer Learning with a Unified Text-to
 arXiv:1910.10683, section 2.1. Near distances have a bucket each; the others share buckets that widen as a logarithm.
 """
 
+from bisect import bisect_left
 from typing import Any
 
 import numpy as np
@@ -153,11 +154,10 @@ def t5_bias_vjp(
 
 def _first_distances(n: int, m: int, M: int) -> Ints:
     """Return the least distance of each bucket 0 ... n - 1, by integers: a rounded logarithm could miss it by one."""
-    first, d = list(range(m)), m
+    first = list(range(m))
     for b in range(n - m):
-        while d ** (n - m) < M**b * m ** (n - m - b):  # (d / m)^(n-m) < (M / m)^b
-            d += 1
-        first.append(d)
+        border = M**b * m ** (n - m - b)  # the least d with (d / m)^(n-m) >= (M / m)^b
+        first.append(bisect_left(range(M), border, key=lambda d: d ** (n - m)))
     return np.array(first)
 
 
@@ -167,6 +167,7 @@ def _buckets_of_pairs(
     """Return the bucket of j - (i + offset) for every pair, (Tq, Tk)."""
     for name, count in (("Tq", Tq), ("Tk", Tk)):
         check_count(operation, name, count, least=0)
+    Tq, Tk = int(Tq), int(Tk)  # as NumPy's they could be unsigned
     offset = Tk - Tq if offset is None else offset
     check_count(operation, "offset", offset, least=-(2**31))
     distance = np.arange(Tk) - (np.arange(Tq)[:, None] + int(offset))

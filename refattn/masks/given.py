@@ -16,9 +16,7 @@ class Given:
     array: Any  # an NDArray, or None for an argument left out
 
     @classmethod
-    def integers(cls, pattern: str, name: str, values: ArrayLike | None, axes: int = 0) -> "Given":
-        if values is None:
-            return cls(None)
+    def integers(cls, pattern: str, name: str, values: ArrayLike, axes: int = 0) -> "Given":
         array = np.array(values)
         if array.size > 0 and array.dtype.kind not in "iu":
             raise TypeError(f"{pattern}: {name} has dtype {array.dtype}; wanted integers")

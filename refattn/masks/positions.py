@@ -29,7 +29,7 @@ def causal(offset: ArrayLike | None = None) -> Mask:
     ███·
     ████
     """
-    return Causal(Given.integers("causal", "offset", offset))
+    return Causal(Given(None) if offset is None else Given.integers("causal", "offset", offset))
 
 
 @dataclass(frozen=True, repr=False)
@@ -81,7 +81,7 @@ def window(left: int | None, right: int | None) -> Mask:
     for name, size in (("left", left), ("right", right)):
         if size is not None:
             check_count("window", name, size, least=0)
-    return Window(left, right)
+    return Window(None if left is None else int(left), None if right is None else int(right))
 
 
 @dataclass(frozen=True, repr=False)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from refattn.arrays import Array, check_count, check_floats, check_number, check_shape, compute_dtype
+from refattn.arrays import FLOATS, Array, check_count, check_floats, check_number, check_shape, compute_dtype
 from refattn.dense.common import Bools
 from refattn.dense.decode import merge_attention
 from refattn.dispatch import dispatched
@@ -190,7 +190,7 @@ def draw_rotations(rounds: int, D: int, n_buckets: int, *, seed: int = 0, dtype:
     Raises
     ------
     TypeError, ValueError
-        For numbers below 1, and an odd n_buckets.
+        For numbers below 1, an odd n_buckets, a negative seed, and a dtype that is not one of floats.
 
     Examples
     --------
@@ -199,6 +199,9 @@ def draw_rotations(rounds: int, D: int, n_buckets: int, *, seed: int = 0, dtype:
     """
     for name, size in (("rounds", rounds), ("D", D), ("n_buckets", n_buckets)):
         check_count("draw_rotations", name, size)
+    check_count("draw_rotations", "seed", seed, least=0)
+    if str(np.dtype(dtype)) not in FLOATS:
+        raise TypeError(f"draw_rotations: dtype is {np.dtype(dtype)}; wanted one of {', '.join(FLOATS)}")
     if n_buckets % 2:
         raise ValueError(f"draw_rotations: n_buckets is {n_buckets}; wanted an even number")
     return np.random.default_rng(seed).normal(size=(rounds, D, n_buckets // 2)).astype(dtype)

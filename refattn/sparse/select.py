@@ -76,12 +76,16 @@ def selected_keys(indices: Indices, Tk: int, *, size: int = 1) -> Bools:
     array([[1, 0, 1, 0],
            [0, 1, 0, 0]])
     """
+    check_count("selected_keys", "Tk", Tk, least=0)
     check_count("selected_keys", "size", size)
+    Tk, size = int(Tk), int(size)  # as NumPy's they could be unsigned
     blocks = -(-Tk // size)
+    if np.ndim(indices) < 1:
+        raise ValueError(f"selected_keys: indices has shape {np.shape(indices)}; wanted (..., Tq, n)")
     check_indices("selected_keys", indices, np.shape(indices), "(..., Tq, n)", blocks)
     named = np.zeros((*indices.shape[:-1], blocks + 1), bool)  # the last one is for -1
     np.put_along_axis(named, np.where(indices < 0, blocks, indices).astype(np.int64), True, axis=-1)
-    return np.repeat(named[..., :blocks], size, axis=-1)[..., :Tk]
+    return np.repeat(named[..., :blocks], min(size, Tk), axis=-1)[..., :Tk]
 
 
 def keys_of(blocks: Indices, size: int, last: Indices) -> Indices:
