@@ -19,5 +19,5 @@ for rounds in (1, 2, 4, 8):
     o, lse, buckets = refattn.lsh_attention(qk, v, rotations=rotations, chunk=chunk)
     kept[rounds] = np.exp(np.minimum(lse - whole, 0))[1:].mean()  # the first token has only itself
     pairs = rounds * T * 2 * chunk
-    print(f"{rounds} rounds: {kept[rounds]:.1%} of the weights, with {pairs / others.sum():.2f} times the causal pairs")
+    print(f"rounds {rounds}: {kept[rounds]:.1%} of the weights, with {pairs / others.sum():.2f} times the causal pairs")
 assert kept[1] < kept[2] < kept[4] < kept[8]
