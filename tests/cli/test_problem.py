@@ -93,7 +93,7 @@ def test_too_large_for_the_memory(backends, capsys, monkeypatch, tmp_path):
         (["--shape", "1,1,1,8,8", "--seed", "-1"], "--seed is -1"),
         (["--shape", "1,1,1,8,8", "--seconds", "-1"], "--seconds is -1.0; wanted 0 or more"),
         (["--shape", "1,1,1,8,8", "--seconds", "nan"], "--seconds is nan"),
-        (["--shape", "1,1,1,8,8", "--mask", "causal() & windo(3, 0)"], "no pattern 'windo'; there are causal"),
+        (["--shape", "1,1,1,8,8", "--mask", "causal() & windo(3, 0)"], "no pattern 'windo'; there are bigbird"),
         (["--shape", "1,1,1,8,8", "--mask", "document([0, 1])"], "ids has 2 entries, but there are 8 keys"),
         (["--shape", "1,1,1,8,8", "--mask", "padding([3, 4])"], "compare: mask has shape"),
         (["--shape", "1,1,1,8,8", "--backends", "numpy,nunba"], "no backend 'nunba'; there are: numpy"),
