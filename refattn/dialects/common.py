@@ -62,6 +62,14 @@ def check_borders(operation: str, name: str, values: Any, total: int | None) -> 
     return borders.astype(np.int64)
 
 
+def bounds(name: str, window: Any) -> tuple[int, int]:
+    """Return the (left, right) of a window, which is argument `name`."""
+    two = isinstance(window, tuple | list) and len(window) == 2
+    if not two or not all(isinstance(size, int | np.integer) for size in window):
+        raise TypeError(f"{name} is {window!r}; wanted two integers, (left, right)")
+    return int(window[0]), int(window[1])
+
+
 def spans(borders: Ints) -> Iterator[slice]:
     """Yield the rows of each sequence."""
     for start, stop in itertools.pairwise(borders):

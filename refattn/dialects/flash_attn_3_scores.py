@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refattn.arrays import Array, check_count, check_floats, check_shape
-from refattn.dialects.common import Ints, attend, nothing_seen
+from refattn.dialects.common import Ints, attend, bounds, nothing_seen
 from refattn.masks import Mask, from_function, window
 
 
@@ -22,9 +22,12 @@ class Scores(NamedTuple):
     chunk: int
     backend: str
 
+    def sides(self) -> tuple[int, int]:
+        return bounds("flash_attn_3: window_size", self.window_size)
+
     def mask(self, Tq: int, Tk: int) -> Mask | None:
         """Return what Tq queries may see of Tk keys: a window, and the chunk of each position."""
-        left, right = (None if size < 0 else int(size) for size in self.window_size)
+        left, right = (None if size < 0 else size for size in self.sides())
         right = 0 if self.causal else right
         near = None if left is None and right is None else window(left, right)
         if self.chunk == 0:
@@ -37,7 +40,7 @@ class Scores(NamedTuple):
 
     def moving(self, Tq: int, Tk: int) -> bool:
         """Whether queries stand at successive positions for the rotation: causal, or a window that cuts something."""
-        left, right = self.window_size
+        left, right = self.sides()
         one = Tq == 1 and (left < 0 or left >= Tk - 1) and self.chunk == 0
         return (self.causal and not one) or self.chunk > 0 or 0 <= left < Tk - 1 or 0 <= right < Tq - 1
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from refattn.arrays import Array, check_floats
-from refattn.dialects.common import attend, nothing_seen
+from refattn.dialects.common import attend, bounds, nothing_seen
 from refattn.masks import window
 
 
@@ -22,7 +22,7 @@ class Reach(NamedTuple):
 
 def reach(causal: bool, window_size: tuple[int, int], Tq: int, Tk: int, alibi: bool) -> Reach:
     """Settle causal and window_size for the longest Tq and Tk, as flash_api.cpp:422 and :157 do."""
-    left, right = (-1 if size >= Tk else int(size) for size in window_size)
+    left, right = (-1 if size >= Tk else size for size in bounds("flash_attn: window_size", window_size))
     if causal and (Tq != 1 or alibi):
         right = 0
     if left < 0 and right < 0:

@@ -233,6 +233,8 @@ def _checked(
         raise ValueError(
             f"{NAME}: {query.shape[1]} query heads and {key.shape[1]} key heads; wanted the same, or enable_gqa=True"
         )
+    if query.shape[3] != key.shape[3]:
+        raise ValueError(f"{NAME}: query and key have widths {query.shape[3]} and {key.shape[3]}; wanted the same")
     B = query.shape[0]
     if block_mask is not None and block_mask.shape[2:] != (query.shape[2], key.shape[2]):
         raise ValueError(

@@ -13,6 +13,7 @@ import numpy as np
 from refattn.arrays import Array, check_floats, compute_dtype
 from refattn.dense.attention import attention
 from refattn.dense.common import Bools, check_attention, repeat_heads
+from refattn.dialects.common import bounds
 from refattn.dialects.scores import softmax_of
 from refattn.masks import Mask, causal, from_array, padding
 
@@ -190,7 +191,8 @@ def _pattern(
     if is_causal:
         parts.append(causal(0))
     if window is not None:
-        left, right = (window, window) if isinstance(window, int) else window
+        both = (window, window) if isinstance(window, int | np.integer) else window
+        left, right = bounds(f"{NAME}: local_window_size", both)
         parts.append(~causal(-left - 1) & causal(right))  # i - left <= j <= i + right
     if query_lengths is not None:
         parts.append(from_array((np.arange(T) < query_lengths[:, None])[:, None, :, None]))

@@ -106,6 +106,8 @@ def _check_mask(attn_mask: Array | None, is_causal: bool) -> None:
         return
     if is_causal:
         raise ValueError(f"{NAME}: an explicit attn_mask must not be set when is_causal=True")
+    if not hasattr(attn_mask, "dtype"):
+        raise TypeError(f"{NAME}: attn_mask must be an array, got {type(attn_mask).__name__}")
     if attn_mask.dtype != bool and attn_mask.dtype.kind != "f" and attn_mask.dtype.name != "bfloat16":
         raise TypeError(f"{NAME}: attn_mask has dtype {attn_mask.dtype}; wanted bool or float")
     if attn_mask.ndim < 2:
