@@ -45,6 +45,11 @@ BY_POSITION = st.recursive(
     ),
     max_leaves=4,
 ).map(lambda mask: masks.causal() & mask)
+INTERVALS = st.one_of(
+    st.just(masks.causal()),
+    st.builds(masks.window, st.none() | st.integers(0, 900), st.none() | st.integers(0, 9)),
+    st.builds(masks.padding, st.lists(st.integers(0, 500), min_size=2, max_size=2)),
+)
 SIZE = st.integers(1, 150)
 FORMS = {
     "local_attention": st.fixed_dictionaries({x: st.none() | st.integers(0, 150) for x in ("left", "right")}),
@@ -122,6 +127,17 @@ def test_a_mask_is_its_array(anywhere, problem):
         close(refattn.attention(q, k, v, mask=given_mask, **options, return_lse=True, backend=anywhere), want)
         got = refattn.attention_vjp(do, q, k, v, mask=given_mask, **options, dlse=dlse, backend=anywhere)
         close(got, want_grads)
+
+
+@quick
+@given(problems(Tq=st.integers(0, 70), Tk=st.integers(500, 1100), mask=INTERVALS))
+def test_a_mask_is_its_array_where_keys_are_many(anywhere, problem):
+    q, k, v, do, dlse, options, mask = problem
+    visible = mask.dense(q.shape[-2], k.shape[-2])
+    want = refattn.attention(q, k, v, mask=visible, **options, return_lse=True)
+    close(refattn.attention(q, k, v, mask=mask, **options, return_lse=True, backend=anywhere), want)
+    got = refattn.attention_vjp(do, q, k, v, mask=mask, **options, dlse=dlse, backend=anywhere)
+    close(got, refattn.attention_vjp(do, q, k, v, mask=visible, **options, dlse=dlse))
 
 
 @pytest.mark.parametrize("form", FORMS)
