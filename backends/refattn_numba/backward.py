@@ -6,7 +6,6 @@ two threads and the order of every sum is fixed by the shapes alone. Tiles lie a
 in columns. `backward_bias` goes over the tiles once more, only for calls that have a bias.
 """
 
-
 import numpy as np
 from numba import njit
 

@@ -17,6 +17,7 @@ from refattn_numba.backward import backward, backward_bias, finite
 from refattn_numba.few import attend_few
 from refattn_numba.forward import forward
 from refattn_numba.layout import TILE_K, Problem, flat, problem, tiles_of
+from refattn_numba.merge import sinks_gradient
 from refattn_numba.threads import run
 from refattn_numba.vectors import LANES, VECTOR_BYTES
 
@@ -118,12 +119,7 @@ def pull_back(
         delta = delta - dlse.astype(dtype)
     lse = lse.astype(dtype, copy=False)
     dq, dk, dv, dbias = gradients(call, do, q, k, v, lse, delta)
-    dsinks = None
-    if sinks is not None:
-        sink = call.sinks.reshape(-1, 1) if q.ndim > 2 else call.sinks
-        blind = np.isneginf(lse)
-        pulled = np.where(blind, 0, -np.exp(sink - np.where(blind, 0, lse)) * delta)
-        dsinks = pulled.sum(axis=-1).reshape(-1, call.H).sum(axis=0).astype(sinks.dtype)
+    dsinks = None if sinks is None else sinks_gradient(sinks, lse, delta)
     return AttentionGradients(
         dq.reshape(q.shape).astype(q.dtype, copy=False),
         dk.reshape(k.shape).astype(k.dtype, copy=False),

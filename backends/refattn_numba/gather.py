@@ -16,6 +16,7 @@ from numba import njit
 from refattn.arrays import Array, compute_dtype
 from refattn.results import AttentionGradients
 from refattn_numba.layout import flat, read_only
+from refattn_numba.merge import sinks_gradient
 from refattn_numba.simd import exp2_columns, fetch_add
 from refattn_numba.threads import run
 from refattn_numba.vectors import LANES
@@ -99,12 +100,7 @@ def pull_back_lists(
         *(flat(x, dtype) for x in (do, q, k, v, lse, delta)), dq.reshape(-1), dk.reshape(-1), dv.reshape(-1), H, Hk, Tq,
         Tk, D, Dv, scale, cap, found.index, found.plane_of, found.width, found.limit,
     )  # fmt: skip
-    dsinks = None
-    if sinks is not None:
-        sink = sinks.astype(dtype)[:, None] if q.ndim > 2 else sinks.astype(dtype)
-        blind = np.isneginf(lse)
-        pulled = np.where(blind, 0, -np.exp(sink - np.where(blind, 0, lse)) * delta)
-        dsinks = pulled.sum(axis=-1).reshape(-1, H).sum(axis=0).astype(sinks.dtype)
+    dsinks = None if sinks is None else sinks_gradient(sinks, lse, delta)
     return AttentionGradients(dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None, dsinks)
 
 

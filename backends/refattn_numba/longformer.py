@@ -30,14 +30,15 @@ def longformer_attention(
 ) -> Any:
     """As `refattn.longformer_attention`."""
     o: dict[str, Any] = {"scale": scale, "softcap": softcap, "sinks": sinks}
-    Tq, Tk, parts = q.shape[-2], k.shape[-2], longformer_parts(q, k, window, global_indices)
-    if q_global is None and k_global is None and v_global is None:
+    Tq, Tk, own = q.shape[-2], k.shape[-2], any(x is not None for x in (q_global, k_global, v_global))
+    parts = longformer_parts(q, k, window, global_indices, own)
+    if not own:
         return finish(q, attend_parts(q, k, v, parts, **o), return_lse)
-    out, lse = finish(q, attend_parts(q, k, v, parts[:-1] or parts, **o), True)
+    out, lse = finish(q, attend_parts(q, k, v, parts[:-1], **o), True)
     _, rows, _ = global_and_others(Tq, Tk, global_indices)
     if len(rows):
-        own = _of_global(q, k, v, q_global, k_global, v_global, rows, Tk - Tq, global_indices)
-        out[..., rows, :], lse[..., rows] = attention(*own, return_lse=True, **o)
+        given = _of_global(q, k, v, q_global, k_global, v_global, rows, Tk - Tq, global_indices)
+        out[..., rows, :], lse[..., rows] = attention(*given, return_lse=True, **o)
     return (out, lse) if return_lse else out
 
 
@@ -61,7 +62,7 @@ def longformer_attention_vjp(
     o: dict[str, Any] = {"scale": scale, "softcap": softcap}
     Tq, Tk, dtype = q.shape[-2], k.shape[-2], compute_dtype(q.dtype)
     _, rows, _ = global_and_others(Tq, Tk, global_indices)
-    parts = longformer_parts(q, k, window, global_indices)
+    parts = longformer_parts(q, k, window, global_indices, own=True)[:-1]
     given = [None if x is None else x.astype(dtype) for x in (q_global, k_global, v_global)]
     out, wide = q.dtype, [x.astype(dtype) for x in (do, q, k, v)]
     sink = None if sinks is None else sinks.astype(dtype)
@@ -70,7 +71,7 @@ def longformer_attention_vjp(
     dlse_rest = None if dlse is None else dlse.copy()
     if dlse_rest is not None:
         dlse_rest[..., rows] = 0
-    ordinary = pull_back_parts(rest, *wide[1:], parts[:-1] or parts, sinks=sink, dlse=dlse_rest, **o)
+    ordinary = pull_back_parts(rest, *wide[1:], parts, sinks=sink, dlse=dlse_rest, **o)
     own = _of_global(*wide[1:], *given, rows, Tk - Tq, global_indices)
     special = attention_vjp(
         wide[0][..., rows, :], *own, sinks=sink, dlse=None if dlse is None else dlse[..., rows], **o
@@ -89,13 +90,14 @@ def longformer_attention_vjp(
     return LongformerGradients(*(None if x is None else x.astype(out, copy=False) for x in found), dsinks)
 
 
-def longformer_parts(q: Array, k: Array, window: int, indices: Sequence[int]) -> list[Part]:
+def longformer_parts(q: Array, k: Array, window: int, indices: Sequence[int], own: bool) -> list[Part]:
     """Return the windows without the global tokens, the global keys, and, last, the global queries.
 
-    Where the global keys stand in few tiles, those tiles cost less than to merge: then it is one part, with all of it.
+    Where the global keys stand in few tiles, those tiles cost less than to merge: then it is one part, with all of it,
+    unless the global tokens have projections of their `own`, so that their rows are not read here.
     """
     named = tuple(int(n) for n in indices)
-    if in_few_tiles(named):
+    if not own and in_few_tiles(named):
         return [Part(AS_THEY_ARE, AS_THEY_ARE, masks.longformer(window, named))]
     near = masks.window(window, window) & ~masks.global_tokens(named)
     return [Part(AS_THEY_ARE, AS_THEY_ARE, near), *picked_parts(q, k, named)]

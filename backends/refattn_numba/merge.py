@@ -1,4 +1,4 @@
-"""Merging attention over disjoint keys in place: one pass over the second part, with no arrays in between."""
+"""Merging attention over disjoint keys in place, without arrays in between; and sinks: keys that have no value."""
 
 import math
 
@@ -31,6 +31,14 @@ def add_sinks(o: Array, lse: Array, sinks: Array) -> None:
         _merge, -(-rows // ROWS), float(rows) * (o.shape[-1] + 50), 0, o.dtype, o.reshape(-1), lse.reshape(-1),
         flat(other, o.dtype), flat(per_row, o.dtype), o.shape[-1],
     )  # fmt: skip
+
+
+def sinks_gradient(sinks: Array, lse: Array, delta: Array) -> Array:
+    """Return the gradient of the sinks (H,) from lse (..., H, Tq) or (Tq,) and delta = do·o - dlse: -p_sink delta."""
+    sink = sinks.astype(lse.dtype)[:, None] if lse.ndim > 1 else sinks.astype(lse.dtype)
+    blind = np.isneginf(lse)  # sees no key, and a sink of -inf
+    pulled = np.where(blind, 0, -np.exp(sink - np.where(blind, 0, lse)) * delta)
+    return pulled.sum(axis=-1).reshape(-1, len(sinks)).sum(axis=0).astype(sinks.dtype)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")

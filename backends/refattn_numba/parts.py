@@ -16,7 +16,7 @@ from refattn.masks import Mask
 from refattn.results import AttentionGradients
 from refattn_numba.flash import attend, gradients
 from refattn_numba.layout import problem
-from refattn_numba.merge import add_sinks, merge_into
+from refattn_numba.merge import add_sinks, merge_into, sinks_gradient
 
 
 @dataclass(frozen=True)
@@ -153,11 +153,7 @@ def pull_back_parts(
         sums[0] += part.queries.back(dq.reshape(q_part.shape), 0)
         sums[1] += part.keys.back(dk.reshape(k_part.shape), 0)
         sums[2] += part.keys.back(dv.reshape(v_part.shape), 0)
-    dsinks = None
-    if sinks is not None:
-        blind = np.isneginf(lse)
-        pulled = np.where(blind, 0, -np.exp(sinks.astype(dtype)[:, None] - np.where(blind, 0, lse)) * delta)
-        dsinks = pulled.sum(axis=-1).reshape(-1, len(sinks)).sum(axis=0).astype(sinks.dtype)
+    dsinks = None if sinks is None else sinks_gradient(sinks, lse, delta)
     dq, dk, dv = (x.reshape(shape).astype(own, copy=False) for x, shape in zip(sums, shapes, strict=True))
     return AttentionGradients(dq, dk, dv, None, dsinks)
 
