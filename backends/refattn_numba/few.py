@@ -16,7 +16,7 @@ import numpy as np
 
 from refattn.arrays import Array, compute_dtype
 from refattn.masks import Mask, as_mask
-from refattn_numba.layout import flat, read_only
+from refattn_numba.layout import cap_of, flat, read_only
 from refattn_numba.rows import ROWS, SPLIT, TILE, few_queries, join
 from refattn_numba.threads import run
 
@@ -131,7 +131,7 @@ def stream(
         ROWS * TILE + TILE * max(D, Dv), dtype, parts.sequence, parts.split, flat(q, dtype), keys.numbers,
         values.numbers, keys.halves, keys.pages, values.pages, page_size, keys.head, keys.row,
         values.head, values.row, *spans, H, Hk, Tq, D, Dv,
-        dtype.type(1 / math.sqrt(D) if scale is None else scale), dtype.type(softcap or 0.0), parts_o, parts_m, parts_l,
+        dtype.type(1 / math.sqrt(D) if scale is None else scale), cap_of(softcap, dtype), parts_o, parts_m, parts_l,
     )  # fmt: skip
     run(
         join, B * H, float(rows) * Dv, 1, dtype, parts.begin, *(read_only(x) for x in (parts_o, parts_m, parts_l)),

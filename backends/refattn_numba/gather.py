@@ -15,7 +15,7 @@ from numba import njit
 
 from refattn.arrays import Array, compute_dtype
 from refattn.results import AttentionGradients
-from refattn_numba.layout import flat, read_only
+from refattn_numba.layout import cap_of, flat, read_only
 from refattn_numba.merge import sinks_gradient
 from refattn_numba.simd import exp2_columns, fetch_add
 from refattn_numba.threads import run
@@ -109,7 +109,7 @@ def _numbers(
 ) -> tuple[Any, Any, Array]:
     return (
         dtype.type(1 / math.sqrt(D) if scale is None else scale),
-        dtype.type(0.0 if softcap is None else softcap),
+        cap_of(softcap, dtype),
         flat(np.zeros(0) if sinks is None else sinks, dtype),
     )
 

@@ -119,7 +119,7 @@ def problem(
         Dv=Dv,
         dtype=dtype,
         scale=dtype.type(1 / math.sqrt(D) if scale is None else scale),
-        softcap=dtype.type(softcap or 0.0),
+        softcap=cap_of(softcap, dtype),
         all_visible=pattern is None,
         tiles=tiles,
         mask_of=mask_of,
@@ -143,6 +143,11 @@ def seen_keys(call: Problem) -> Array:
     seen[pattern[~cut], columns[~cut]] = True
     np.logical_or.at(seen, (pattern[cut], columns[cut]), words.reshape(-1, TILE_K)[partial[cut]] != 0)
     return seen.reshape(len(seen), -1)[call.mask_of, : call.Tk]
+
+
+def cap_of(softcap: float | None, dtype: Any) -> Any:
+    """Return the soft cap as kernels read it: 0 for none, and never 0 for one that is too small for the dtype."""
+    return dtype.type(0) if softcap is None else max(dtype.type(softcap), np.finfo(dtype).tiny)
 
 
 def flat(x: Array, dtype: Any) -> Array:

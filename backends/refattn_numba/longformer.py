@@ -66,12 +66,10 @@ def longformer_attention_vjp(
     given = [None if x is None else x.astype(dtype) for x in (q_global, k_global, v_global)]
     out, wide = q.dtype, [x.astype(dtype) for x in (do, q, k, v)]
     sink = None if sinks is None else sinks.astype(dtype)
-    rest = wide[0].copy()
-    rest[..., rows, :] = 0  # what comes back to the global rows belongs to their own call
-    dlse_rest = None if dlse is None else dlse.copy()
+    dlse_rest = None if dlse is None else dlse.copy()  # what comes back to the global rows belongs to their own call
     if dlse_rest is not None:
         dlse_rest[..., rows] = 0
-    ordinary = pull_back_parts(rest, *wide[1:], parts, sinks=sink, dlse=dlse_rest, **o)
+    ordinary = pull_back_parts(*wide, parts, sinks=sink, dlse=dlse_rest, **o)
     own = _of_global(*wide[1:], *given, rows, Tk - Tq, global_indices)
     special = attention_vjp(
         wide[0][..., rows, :], *own, sinks=sink, dlse=None if dlse is None else dlse[..., rows], **o

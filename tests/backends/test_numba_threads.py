@@ -144,3 +144,13 @@ def test_the_most_negative_bias_is_a_number_and_not_minus_infinity(dtype):
     do[:, 3] = 1
     for x, y in zip(refattn.attention_vjp(do, q, k, v, bias=bias, backend="numba")[:4], want[:4], strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-4, atol=2e-5)
+
+
+def test_a_soft_cap_too_small_for_the_dtype_is_still_a_cap():
+    q, k, v = qkv(T=70)
+    for call in (
+        lambda **o: refattn.attention(100 * q, k, v, softcap=1e-300, **o),
+        lambda **o: refattn.attention(100 * q[:, :1], k, v, softcap=1e-300, **o),
+        lambda **o: refattn.random_attention(100 * q, k, v, n_keys=9, softcap=1e-300, **o),
+    ):
+        np.testing.assert_allclose(call(backend="numba"), call(), rtol=1e-5, atol=1e-6)

@@ -297,13 +297,6 @@ LONGFORMER = [
     Mistake("own keys forgotten", "longformer", "k if k_global is None else k_global", "k", "longformer_attention"),
     Mistake("own values forgotten", "longformer", "v if v_global is None else v_global", "v", "longformer_attention"),
     Mistake(
-        "do of the global rows goes both ways",
-        "longformer",
-        "rest[..., rows, :] = 0",
-        "rest[..., rows, :] *= 1",
-        "longformer_attention_vjp",
-    ),
-    Mistake(
         "dlse of the global rows goes both ways",
         "longformer",
         "dlse_rest[..., rows] = 0",
@@ -963,4 +956,3 @@ COMPILED = [
     Mistake("slope of the softcap forgotten", "backward", "ds[n] *= slope[n]", "ds[n] *= 1", "attention_vjp"),
 ]
 ALL = [*PARTS, *PATTERNS, *LONGFORMER, *CHOSEN, *PACKED, *LATENT, *DENSE, *WRAPPED]
-EQUIVALENT = {"do of the global rows goes both ways": "no part shows these rows a key, and such rows are not read"}
