@@ -9,7 +9,7 @@ in columns. `backward_bias` goes over the tiles once more, only for calls that h
 import numpy as np
 from numba import njit
 
-from refattn_numba.forward import LOG2E, all_finite, bend, careful_product, drop, load_columns, run_of_tiles
+from refattn_numba.forward import LOG2E, all_finite, bend, careful_product, drop, load_columns, run_of_tiles, seen_rows
 from refattn_numba.layout import TILE_K
 from refattn_numba.simd import exp2_columns, fetch_add, fma, hide, lanes_of, product
 from refattn_numba.vectors import LANES
@@ -28,7 +28,7 @@ def careful_outer(a, rows, b, b_at, b_row, c, c_at, c_row, D, height, words, at)
 @njit(nogil=True)
 def scores_gradient(
     st, ds, slope, dropped, qt, dot, base, delta, k, v, key, n_keys, D, Dv, width, height, factor, scale, softcap,
-    plain, bias, plane, keep, keep_plane, keep_scale, i0, j0, bits, words,
+    plain, bias, plane, keep, keep_plane, keep_scale, i0, j0, at, words,
 ):  # fmt: skip
     """Fill st with P^T, dropped with what dropout leaves of it, and ds with dS^T = P ∘ (dP - delta), of one tile."""
     zero = st.dtype.type(0)
@@ -42,9 +42,9 @@ def scores_gradient(
     for r in range(n_keys):
         for n in range(width):
             ds[r * LANES + n] = st[r * LANES + n] * (ds[r * LANES + n] - delta[n])
-    if bits >= 0:
-        hide(st, n_keys, width, words, bits * TILE_K, zero)
-        hide(ds, n_keys, width, words, bits * TILE_K, zero)
+    if at >= 0:
+        hide(st, n_keys, width, words, at, zero)
+        hide(ds, n_keys, width, words, at, zero)
     if keep.shape[0] > 0:
         dropped[: n_keys * LANES] = st[: n_keys * LANES]
         drop(dropped, n_keys, keep, keep_plane, keep_scale, i0, height, j0)
@@ -110,18 +110,21 @@ def backward(
                 j0 = (tile if all_visible else columns[tile]) * TILE_K
                 bits = -1 if all_visible else partial[tile]
                 n_keys = min(TILE_K, Tk - j0)
+                at = bits * TILE_K
+                if bits >= 0:
+                    skipped, n_keys = seen_rows(words, at, n_keys)
+                    at, j0 = at + skipped, j0 + skipped
                 key = kv_head * Tk + j0
                 scores_gradient(
                     st, ds, slope, dropped, qt, dot, base, delta, k, v, key, n_keys, D, Dv, width, height, factor,
                     scale, softcap, plain, bias, bias_of[head] if bias.shape[0] > 0 else -1, keep,
-                    keep_of[head] if keep.shape[0] > 0 else -1, keep_scale, i0, j0, bits, words,
+                    keep_of[head] if keep.shape[0] > 0 else -1, keep_scale, i0, j0, at, words,
                 )  # fmt: skip
                 for n in range(n_keys * LANES if softcap > 0 else 0):
                     ds[n] *= slope[n]
                 if softcap > 0 and bits >= 0:
-                    hide(ds, n_keys, width, words, bits * TILE_K, zero)  # the slope of a hidden NaN is NaN
+                    hide(ds, n_keys, width, words, at, zero)  # the slope of a hidden NaN is NaN
                 p = dropped if keep.shape[0] > 0 else st
-                at = bits * TILE_K
                 if careful and bits >= 0:
                     careful_outer(p, n_keys, do, do_at, Dvp, dv, key * Dvp, Dvp, Dv, height, words, at)
                     careful_product(k, key * D, 1, D, D, ds, dqt, height, n_keys, words, at)
@@ -175,7 +178,7 @@ def backward_bias(
                         st, ds, nothing, dropped, qt, dot, base, delta, k, v, head // group * Tk + j0, n_keys, D, Dv,
                         width, height, space.dtype.type(LOG2E), scale, softcap, False, bias, plane, keep,
                         keep_of[head] if keep.shape[0] > 0 else -1, keep_scale, i0, j0,
-                        -1 if all_visible else partial[tile], words,
+                        -1 if all_visible or partial[tile] < 0 else partial[tile] * TILE_K, words,
                     )  # fmt: skip
                     for r in range(n_keys):
                         for n in range(height):

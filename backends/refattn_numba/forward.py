@@ -2,7 +2,8 @@
 
 An item is one tile of queries of one head; it streams past the tiles of keys that the mask lets through. Per tile:
 S^T = K Q^T, its running maximum m and sum l down the columns, P^T in place, O^T += V^T P^T. Weights are powers of two:
-the scale and log2(e) are one factor inside the exponent's FMA, and m is kept as it was rounded there. At D = 64 a tile
+the scale and log2(e) are one factor inside the exponent's FMA, and m is kept as it was rounded there. Of a tile that
+the mask cuts, the keys before the first and after the last that some query sees are left out. At D = 64 a tile
 is 4·64·64·128 FLOPs on 64 KiB of keys and values that stay in L2, so the two products set the pace.
 """
 
@@ -118,6 +119,17 @@ def run_of_tiles(all_visible, rows, columns, row, first, last):
     return start, stop
 
 
+@njit(nogil=True)
+def seen_rows(words, at, n_keys):
+    """Return the first key of a partial tile that some query sees, and how many there are up to the last one."""
+    first, last = 0, n_keys
+    while last > first and words[at + last - 1] == 0:
+        last -= 1
+    while first < last and words[at + first] == 0:
+        first += 1
+    return first, last - first
+
+
 @njit(nogil=True, cache=True, error_model="numpy")
 def forward(
     counter, items, space, order, splits, q, k, v, o, lse, H, Hk, Tq, Tk, D, Dv, scale, softcap, sinks,
@@ -158,6 +170,10 @@ def forward(
                 j0 = (tile if all_visible else columns[tile]) * TILE_K
                 bits = -1 if all_visible else partial[tile]
                 n_keys = min(TILE_K, Tk - j0)
+                at = bits * TILE_K
+                if bits >= 0:
+                    skipped, n_keys = seen_rows(words, at, n_keys)
+                    at, j0 = at + skipped, j0 + skipped
                 key = kv_head * Tk + j0
                 product(k, key * D, D, 1, n_keys, qt, 0, LANES, st, 0, LANES, width, D, False)  # S^T = K Q^T
                 if not plain:
@@ -175,7 +191,7 @@ def forward(
                         j0,
                     )
                 if bits >= 0:
-                    hide(st, n_keys, width, words, bits * TILE_K, zero - math.inf)
+                    hide(st, n_keys, width, words, at, zero - math.inf)
                     patchy = True
                 m_new[:] = -math.inf
                 column_maximum(st, n_keys, width, m_new)
@@ -186,7 +202,7 @@ def forward(
                 if keep.shape[0] > 0:
                     drop(st, n_keys, keep, keep_of[head], keep_scale, i0, height, j0)
                 if careful and bits >= 0:
-                    careful_product(v, key * Dv, 1, Dv, Dv, st, ot, height, n_keys, words, bits * TILE_K)
+                    careful_product(v, key * Dv, 1, Dv, Dv, st, ot, height, n_keys, words, at)
                 else:
                     product(v, key * Dv, 1, Dv, Dv, st, 0, LANES, ot, 0, LANES, width, n_keys, True)  # O^T += V^T P^T
             if careful or not patchy or all_finite(ot, Dv, height):
