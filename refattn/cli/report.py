@@ -133,7 +133,7 @@ def legend(comparison: Comparison) -> list[tuple[str, str]]:
 
 
 def _pairs_meaning(comparison: Comparison) -> str:
-    meaning = "of query and key, in all heads, hidden parts of computed tiles included"
+    meaning = "of query and key, in all heads, hidden ones of the tiles at work included"
     return meaning + ("; ≥: at least" if any(row.pairs_are_least for row in comparison.rows) else "")
 
 
