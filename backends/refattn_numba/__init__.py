@@ -5,26 +5,21 @@ that are written as LLVM IR.
 """
 
 from refattn_numba.attention import attention, attention_vjp
-from refattn_numba.decode import attention_split_kv, merge_attention
-from refattn_numba.flash import flash_attention, flash_attention_vjp
-from refattn_numba.mla import mla_attention, mla_attention_expanded, mla_attention_vjp
-from refattn_numba.multihead import multi_head_attention, multi_head_attention_vjp
-from refattn_numba.paged import paged_attention
-from refattn_numba.rope import rope, rope_vjp
-from refattn_numba.selected import (
-    lsh_attention,
-    moba_attention,
-    nsa_attention,
-    topk_attention,
-)
 from refattn_numba.bigbird import bigbird_attention, bigbird_attention_vjp
 from refattn_numba.block_sparse import block_sparse_attention, block_sparse_attention_vjp
+from refattn_numba.decode import attention_split_kv, merge_attention
 from refattn_numba.dilated import dilated_attention, dilated_attention_vjp
 from refattn_numba.fixed import fixed_attention, fixed_attention_vjp
+from refattn_numba.flash import flash_attention, flash_attention_vjp
 from refattn_numba.global_ import global_attention, global_attention_vjp
 from refattn_numba.local import local_attention, local_attention_vjp
 from refattn_numba.longformer import longformer_attention, longformer_attention_vjp
+from refattn_numba.mla import mla_attention, mla_attention_expanded, mla_attention_vjp
+from refattn_numba.multihead import multi_head_attention, multi_head_attention_vjp
+from refattn_numba.paged import paged_attention
 from refattn_numba.random_ import random_attention, random_attention_vjp
+from refattn_numba.rope import rope, rope_vjp
+from refattn_numba.selected import lsh_attention, moba_attention, nsa_attention, topk_attention
 from refattn_numba.sparse import sparse_attention, sparse_attention_vjp
 from refattn_numba.strided import strided_attention, strided_attention_vjp
 from refattn_numba.threads import get_num_threads, set_num_threads

@@ -1,4 +1,4 @@
-"""Big Bird on the CPU: a mask whose tiles the flash kernels read."""
+"""BigBird on the CPU: a mask whose tiles the flash kernels read."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,6 +7,7 @@ from refattn import masks
 from refattn.arrays import Array
 from refattn.results import AttentionGradients
 from refattn_numba.attention import attention, attention_vjp
+from refattn_numba.layout import heads_of
 
 
 def bigbird_attention(
@@ -55,5 +56,5 @@ def bigbird_attention_vjp(
 def _mask(
     q: Array, block_size: int, n_window: int, global_blocks: Sequence[int], n_random: int, seed: int, per_head: bool
 ) -> masks.Mask:
-    heads = q.shape[-3] if q.ndim > 2 else 1
+    heads = heads_of(q)[-1]
     return masks.bigbird(block_size, n_window, global_blocks, n_random, seed, heads if per_head else None)

@@ -8,27 +8,19 @@ from refattn.arrays import Array, compute_dtype
 from refattn_numba.few import attend_few
 from refattn_numba.flash import attend
 from refattn_numba.layout import problem, tiles_of_keys
+from refattn_numba.merge import add_sinks, merge_into
 
 
 def merge_attention(*parts: tuple[Array, Array], sinks: Array | None = None) -> tuple[Array, Array]:
-    """As `refattn.merge_attention`: one pass over the parts, weights relative to the largest lse."""
-    dtype = parts[0][0].dtype
+    """As `refattn.merge_attention`, one part after the other; see `refattn_numba.merge`."""
+    first, dtype = parts[0][0], parts[0][0].dtype
     compute = compute_dtype(dtype)
-    m = np.full(parts[0][1].shape, -np.inf, compute)
+    o, lse = np.zeros(first.shape, compute), np.full(first.shape[:-1], -np.inf, compute)
+    for o_n, lse_n in parts:
+        merge_into(o, lse, o_n, lse_n)
     if sinks is not None:
-        sink = sinks.astype(compute).reshape(-1, 1) if parts[0][0].ndim > 2 else sinks.astype(compute)
-        m = np.maximum(m, sink)
-    l = np.where(np.isneginf(m), 0, 1).astype(compute)
-    o = np.zeros(parts[0][0].shape, compute)
-    for o_n, lse_n in ((o_n, lse_n.astype(compute, copy=False)) for o_n, lse_n in parts):
-        m_new = np.maximum(m, lse_n)
-        top = np.where(np.isneginf(m_new), 0, m_new)
-        shrink, weight = np.exp(m - top), np.exp(lse_n - top)
-        l = shrink * l + weight
-        o = shrink[..., None] * o + np.where((weight == 0)[..., None], 0, weight[..., None] * o_n)
-        m = m_new
-    lse = m + np.log(l)
-    return (o / np.where(l == 0, 1, l)[..., None]).astype(dtype), lse
+        add_sinks(o, lse, sinks)
+    return o.astype(dtype, copy=False), lse
 
 
 def attention_split_kv(

@@ -16,7 +16,7 @@ import numpy as np
 
 from refattn.arrays import Array, compute_dtype
 from refattn.masks import Mask, as_mask
-from refattn_numba.layout import cap_of, flat, read_only
+from refattn_numba.layout import cap_of, flat, heads_of, planes, read_only
 from refattn_numba.rows import ROWS, SPLIT, TILE, few_queries, join
 from refattn_numba.threads import run
 
@@ -78,8 +78,7 @@ def attend_few(
     if Tq > FEW or bias is not None or dropout_mask is not None:
         return None
     pattern = as_mask(mask)
-    heads = (*batch, q.shape[-3] if q.ndim > 2 else 1)
-    spans = (_cached_spans if pattern is None or pattern.cacheable else _spans)(pattern, Tq, Tk, heads)
+    spans = (_cached_spans if pattern is None or pattern.cacheable else _spans)(pattern, Tq, Tk, heads_of(q))
     if spans is None:
         return None
     keys, values = (_in_batch(x, len(batch)) for x in (k, v))
@@ -93,8 +92,7 @@ def _spans(mask: Mask | None, Tq: int, Tk: int, heads: tuple[int, ...]) -> Spans
         return None
     lead = () if mask is None else mask.lead
     start, stop = (np.broadcast_to(x, (*lead, Tq)).reshape(math.prod(lead), Tq) for x in found)
-    of = np.broadcast_to(np.arange(len(start)).reshape(lead), heads).reshape(-1)
-    return Spans(*(ints(x) for x in (start, stop, of)))
+    return Spans(*(ints(x) for x in (start, stop, planes(lead, heads))))
 
 
 _cached_spans = lru_cache(maxsize=64)(_spans)
@@ -119,7 +117,7 @@ def stream(
 ) -> tuple[Array, Array]:
     """Return o, in the dtype of q, and lse."""
     Tq, D = q.shape[-2:]
-    H, B, dtype = q.shape[-3] if q.ndim > 2 else 1, len(parts.begin) - 1, compute_dtype(q.dtype)
+    H, B, dtype = heads_of(q)[-1], len(parts.begin) - 1, compute_dtype(q.dtype)
     o, lse = np.zeros((*q.shape[:-1], Dv), dtype), np.full(q.shape[:-1], -np.inf, dtype)
     if lse.size == 0:
         return o.astype(q.dtype, copy=False), lse

@@ -15,7 +15,7 @@ from numba import njit
 
 from refattn.arrays import Array, compute_dtype
 from refattn.results import AttentionGradients
-from refattn_numba.layout import cap_of, flat, read_only
+from refattn_numba.layout import cap_of, flat, planes, read_only
 from refattn_numba.merge import sinks_gradient
 from refattn_numba.simd import exp2_columns, fetch_add
 from refattn_numba.threads import run
@@ -41,11 +41,9 @@ class Lists:
 
 def lists(index: Array, width: int, limit: Array, heads: tuple[int, ...]) -> Lists:
     """Describe lists (*lead, Tq, n) whose leading axes broadcast to `heads` = (*batch, H)."""
-    lead = index.shape[:-2]
-    planes = math.prod(lead)
-    plane_of = np.broadcast_to(np.arange(planes).reshape(lead), heads).reshape(-1)
-    index = np.ascontiguousarray(index, np.int64).reshape(planes, *index.shape[-2:])
-    return Lists(read_only(index), plane_of.astype(np.int64), width, np.asarray(limit, np.int64))
+    *lead, Tq, n = index.shape
+    index = np.ascontiguousarray(index, np.int64).reshape(math.prod(lead), Tq, n)
+    return Lists(read_only(index), planes(tuple(lead), heads), width, np.asarray(limit, np.int64))
 
 
 def attend_lists(

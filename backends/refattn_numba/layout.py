@@ -71,6 +71,11 @@ class Problem:
         return np.argsort(-counts, kind="stable")
 
 
+def heads_of(q: Array) -> tuple[int, ...]:
+    """Return the axes (*batch, H) of (*batch, H, T, D); a matrix is one head."""
+    return q.shape[:-2] if q.ndim > 2 else (1,)
+
+
 def tiles_of(Tq: int) -> int:
     """Return how many tiles of LANES queries there are."""
     return -(-Tq // LANES)
@@ -106,7 +111,7 @@ def problem(
         blocks = _blocks(pattern, Tq, Tk)
         words = blocks.bits.reshape(-1, LANES // 8).view("<u8").ravel()
         tiles = (blocks.rows, blocks.columns, blocks.partial, words)
-        mask_of = _planes(pattern.lead, batch, H)
+        mask_of = planes(pattern.lead, (*batch, H))
     bias_planes, bias_of = _table(bias, dtype, batch, H)
     keep_planes, keep_of = _table(dropout_mask, np.dtype(bool), batch, H)
     return Problem(
@@ -176,9 +181,9 @@ def _everything(heads: int) -> tuple[tuple[Array, ...], Array]:
     return (nothing, nothing.astype(np.int32), nothing, nothing.astype(np.uint64)), np.zeros(heads, np.int64)
 
 
-def _planes(lead: tuple[int, ...], batch: tuple[int, ...], H: int) -> Array:
-    """Return, for each head of each sequence, its index into the flattened `lead`, which broadcasts to (*batch, H)."""
-    return np.broadcast_to(np.arange(math.prod(lead)).reshape(lead), (*batch, H)).reshape(-1).astype(np.int64)
+def planes(lead: tuple[int, ...], heads: tuple[int, ...]) -> Array:
+    """Return, for each head of each sequence (*batch, H), its index into the flattened `lead`, which broadcasts."""
+    return np.broadcast_to(np.arange(math.prod(lead)).reshape(lead), heads).reshape(-1).astype(np.int64)
 
 
 def _table(x: Array | None, dtype: Any, batch: tuple[int, ...], H: int) -> tuple[Array, Array]:
@@ -187,4 +192,4 @@ def _table(x: Array | None, dtype: Any, batch: tuple[int, ...], H: int) -> tuple
         return np.zeros((0, 1, 1), dtype), np.zeros(0, np.int64)
     x = x.reshape((1,) * max(0, 2 - x.ndim) + x.shape)
     lead = x.shape[:-2] if batch or H > 1 else ()
-    return np.ascontiguousarray(x, dtype).reshape(math.prod(lead), *x.shape[-2:]), _planes(lead, batch, H)
+    return np.ascontiguousarray(x, dtype).reshape(math.prod(lead), *x.shape[-2:]), planes(lead, (*batch, H))

@@ -8,6 +8,7 @@ from refattn.arrays import Array
 from refattn.masks.drawn import Random
 from refattn.results import AttentionGradients
 from refattn_numba.gather import Lists, attend_lists, lists, pull_back_lists
+from refattn_numba.layout import heads_of
 from refattn_numba.parts import finish
 
 
@@ -51,11 +52,11 @@ def random_attention_vjp(
 
 def drawn(q: Array, k: Array, n_keys: int, seed: int, per_head: bool) -> Lists:
     """Return the keys that each query draws."""
-    heads = q.shape[:-2] if q.ndim > 2 else (1,)
+    heads = heads_of(q)
     return of_mask(q, k, Random(n_keys, seed, heads[-1] if per_head else None))
 
 
 def of_mask(q: Array, k: Array, mask: Random) -> Lists:
     """Return the lists of a mask that is drawn."""
     Tq, Tk = q.shape[-2], k.shape[-2]
-    return lists(mask.keys(Tq, Tk), 1, np.full(Tq, Tk), q.shape[:-2] if q.ndim > 2 else (1,))
+    return lists(mask.keys(Tq, Tk), 1, np.full(Tq, Tk), heads_of(q))

@@ -16,6 +16,7 @@ from refattn.masks.given import within
 from refattn.results import LshAttention, NsaAttention, SelectedAttention
 from refattn_numba.attention import attention
 from refattn_numba.gather import Lists, attend_lists, lists
+from refattn_numba.layout import heads_of, planes, read_only
 from refattn_numba.parts import Below
 from refattn_numba.select import as_state, best, named, strips
 
@@ -39,19 +40,18 @@ def topk_attention(
     found = np.full((*q.shape[:-1], n_keys), -1, np.int64)
     heads = _stack(found)
     given = None if indices is None else _stack(indices)
-    planes, plane_of = _planes(pattern, q)
+    plane_of = planes(() if pattern is None else pattern.lead, heads_of(q))
     for head, (q_h, k_h) in enumerate(_pairs(q, k, dtype)):
         for i in strips(Tq, Tk):
             allowed = np.ones((i.stop - i.start, Tk), bool)
             if pattern is not None:
-                seen = pattern.see(np.arange(i.start, i.stop)[:, None], np.arange(Tk), Tq, Tk)
-                whole = np.broadcast_to(seen, (*pattern.lead, *allowed.shape))
-                allowed = whole.reshape(planes, *allowed.shape)[plane_of[head]]
+                seen = pattern.at(plane_of[head], np.arange(i.start, i.stop)[:, None], np.arange(Tk), Tq, Tk)
+                allowed = np.broadcast_to(seen, allowed.shape)
             if given is not None:
                 allowed = allowed & named(given[head, i], Tk)  # all that is left has room
             s = factor * (q_h[i] @ k_h.T)
             heads[head, i] = best(s, n_keys, as_state(allowed))
-    o, lse = attend_lists(q, k, v, lists(found, 1, np.full(Tq, Tk), _heads(q)), scale, softcap, sinks)
+    o, lse = attend_lists(q, k, v, lists(found, 1, np.full(Tq, Tk), heads_of(q)), scale, softcap, sinks)
     return SelectedAttention(o.astype(q.dtype, copy=False), lse, found)
 
 
@@ -82,7 +82,7 @@ def moba_attention(
         if given is not None:
             allowed = allowed & named(given[head], count)  # all that is left has room
         heads[head] = best(q_h @ means_h.T, top_k, as_state(allowed, chunks == current))
-    o, lse = attend_lists(q, k, v, lists(found, chunk, np.clip(position + 1, 0, Tk), _heads(q)), scale)
+    o, lse = attend_lists(q, k, v, lists(found, chunk, np.clip(position + 1, 0, Tk), heads_of(q)), scale)
     return SelectedAttention(o.astype(q.dtype, copy=False), lse, found)
 
 
@@ -122,8 +122,8 @@ def nsa_attention(
 
     found = _select_blocks(q, compressed[0], lse_c, ended, position, indices, scale, block_size // stride,
                            select_block // stride, select_block, n_selected, k.shape[:-2], Tk)  # fmt: skip
-    group = _heads(q)[-1] // (k.shape[-3] if k.ndim > 2 else 1)
-    index = _stack(found)
+    group = heads_of(q)[-1] // (k.shape[-3] if k.ndim > 2 else 1)
+    index = read_only(_stack(found))
     plane_of = np.repeat(np.arange(len(index)), group)
     chosen = Lists(index, plane_of, within(select_block, Tq, Tk), np.clip(position + 1, 0, Tk))
     o_s, lse_s = attend_lists(q, k_selected, v_selected, chosen, scale)
@@ -142,7 +142,7 @@ def _select_blocks(
     factor = dtype.type(1 / math.sqrt(D) if scale is None else scale)
     count, width = -(-Tk // select_block), k_compressed.shape[-2]
     places = math.prod(kv_heads)
-    group = math.prod(_heads(q)) // max(1, places)
+    group = math.prod(heads_of(q)) // max(1, places)
     q, lse = q.reshape(places, group, Tq, D), lse.reshape(places, group, Tq)
     k_compressed = k_compressed.reshape(places, width, D)
     found = np.full((places, Tq, n), -1, np.int64)
@@ -225,24 +225,13 @@ def lsh_attention(
     index[..., 1:][index[..., 1:] == index[..., :-1]] = -1
     alone = (index < 0).all(axis=-1)
     index[..., 0] = np.where(alone, np.arange(T), index[..., 0])
-    o, lse = attend_lists(q, k, v, lists(index, 1, np.full(T, T), _heads(q)), scale)
+    o, lse = attend_lists(q, k, v, lists(index, 1, np.full(T, T), heads_of(q)), scale)
     return LshAttention(o.astype(qk.dtype, copy=False), lse, buckets)
-
-
-def _heads(q: Array) -> tuple[int, ...]:
-    return q.shape[:-2] if q.ndim > 2 else (1,)
 
 
 def _stack(x: Array) -> Array:
     """Return (..., n, m) as one axis of matrices (heads, n, m)."""
     return x.reshape(math.prod(x.shape[:-2]), *x.shape[-2:])
-
-
-def _planes(pattern: Any, q: Array) -> tuple[int, Array]:
-    """Return how many patterns a mask has, and which one each head of each sequence uses."""
-    lead = () if pattern is None else pattern.lead
-    planes = math.prod(lead)
-    return planes, np.broadcast_to(np.arange(planes).reshape(lead), _heads(q)).reshape(-1)
 
 
 def _pairs(q: Array, k: Array, dtype: Any) -> list[tuple[Array, Array]]:

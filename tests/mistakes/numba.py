@@ -338,8 +338,8 @@ CHOSEN = [
     Mistake(
         "each strip asks the mask of the first",
         "selected",
-        "pattern.see(np.arange(i.start, i.stop)[:, None]",
-        "pattern.see(np.arange(i.stop - i.start)[:, None]",
+        "plane_of[head], np.arange(i.start, i.stop)[:, None]",
+        "plane_of[head], np.arange(i.stop - i.start)[:, None]",
         "topk_attention",
         STRIPS,
     ),
@@ -352,7 +352,11 @@ CHOSEN = [
         "topk_attention",
     ),
     Mistake(
-        "the mask of the first head for all", "selected", "plane_of[head]]", "0 * plane_of[head]]", "topk_attention"
+        "the mask of the first head for all",
+        "selected",
+        "pattern.at(plane_of[head],",
+        "pattern.at(0 * plane_of[head],",
+        "topk_attention",
     ),
     Mistake(
         "chunks: the key under the gate is hidden",
@@ -468,8 +472,8 @@ CHOSEN = [
     Mistake(
         "lists of the first head for all",
         "gather",
-        "np.arange(planes).reshape(lead), heads).reshape(-1)",
-        "np.arange(planes).reshape(lead), heads).reshape(-1) * 0",
+        "planes(tuple(lead), heads)",
+        "0 * planes(tuple(lead), heads)",
         "random_attention topk_attention",
     ),
     Mistake("lists: dlse ignored", "gather", "delta = delta - dlse.astype(dtype)", "pass", "random_attention_vjp"),
@@ -637,15 +641,15 @@ DENSE = [
     Mistake(
         "masks of the first head for all",
         "layout",
-        "mask_of = _planes(pattern.lead, batch, H)",
-        "mask_of = 0 * _planes(pattern.lead, batch, H)",
+        "mask_of = planes(pattern.lead, (*batch, H))",
+        "mask_of = 0 * planes(pattern.lead, (*batch, H))",
         "attention",
     ),
     Mistake(
         "bias of the first head for all",
         "layout",
-        "np.arange(math.prod(lead)).reshape(lead), (*batch, H))",
-        "0 * np.arange(math.prod(lead)).reshape(lead), (*batch, H))",
+        "np.arange(math.prod(lead)).reshape(lead), heads)",
+        "0 * np.arange(math.prod(lead)).reshape(lead), heads)",
         "attention",
     ),
     Mistake("dropout does not rescale", "layout", "dtype.type(1 / (1 - dropout_p))", "dtype.type(1)", "attention"),
@@ -674,16 +678,8 @@ DENSE = [
     Mistake(
         "merged without the sink",
         "decode",
-        "if sinks is not None:\n        sink = sinks.astype",
-        "if False:\n        sink = sinks.astype",
-        "merge_attention",
-    ),
-    Mistake("o not carried to the new maximum", "decode", "o = shrink[..., None] * o +", "o = o +", "merge_attention"),
-    Mistake(
-        "a part that saw nothing is read",
-        "decode",
-        "np.where((weight == 0)[..., None], 0, weight[..., None] * o_n)",
-        "weight[..., None] * o_n",
+        "if sinks is not None:",
+        "if False:",
         "merge_attention",
     ),
 ]
@@ -861,6 +857,14 @@ COMPILED = [
         "here[d] = wb * there[d]",
         "strided_attention",
     ),
+    Mistake(
+        "o not carried to the new maximum",
+        "merge",
+        "a = math.exp(mine - m) if mine",
+        "a = 1 + 0 * m if mine",
+        "merge_attention",
+    ),
+    Mistake("a part that saw nothing is read", "merge", "if theirs == -math.inf:", "if False:", "merge_attention"),
     Mistake(
         "merging keeps the lse of the first",
         "merge",
