@@ -3,13 +3,13 @@
 Source: see `refattn.dialects.flash_attn_3`.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from refattn.arrays import Array, check_count, check_floats, check_shape
-from refattn.dialects.common import Ints, attend, bounds, nothing_seen
-from refattn.masks import Mask, from_function, window
+from refattn.dialects.common import attend, bounds, nothing_seen
+from refattn.masks import Mask, chunked, window
 
 
 class Scores(NamedTuple):
@@ -25,18 +25,14 @@ class Scores(NamedTuple):
     def sides(self) -> tuple[int, int]:
         return bounds("flash_attn_3: window_size", self.window_size)
 
-    def mask(self, Tq: int, Tk: int) -> Mask | None:
-        """Return what Tq queries may see of Tk keys: a window, and the chunk of each position."""
+    def mask(self) -> Mask | None:
+        """Return who sees whom: a window, and the chunk of each position."""
         left, right = (None if size < 0 else size for size in self.sides())
         right = 0 if self.causal else right
         near = None if left is None and right is None else window(left, right)
         if self.chunk == 0:
             return near
-
-        def same_chunk(i: Ints, j: Ints) -> Any:
-            return (i + Tk - Tq) // self.chunk == j // self.chunk
-
-        return from_function(same_chunk) if near is None else near & from_function(same_chunk)
+        return chunked(self.chunk) if near is None else near & chunked(self.chunk)
 
     def moving(self, Tq: int, Tk: int) -> bool:
         """Whether queries stand at successive positions for the rotation: causal, or a window that cuts something."""
@@ -56,7 +52,7 @@ def attend_sequence(name: str, q: Array, k: Array, v: Array, qv: Array | None, s
         q,
         k,
         v,
-        mask=scores.mask(q.shape[-3], k.shape[-3]),
+        mask=scores.mask(),
         scale=scores.scale,
         softcap=scores.softcap if scores.softcap > 0 else None,
         backend=scores.backend,

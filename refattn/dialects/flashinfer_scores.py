@@ -12,7 +12,8 @@ from refattn.arrays import Array, check_floats, check_shape, compute_dtype
 from refattn.dense.alibi import alibi_slopes
 from refattn.dense.attention import attention
 from refattn.dense.common import Bools
-from refattn.dialects.common import Ints, heads_first, rotate
+from refattn.dense.rope import frequencies_of, rope
+from refattn.dialects.common import Ints, heads_first
 from refattn.masks import causal, from_array, window
 
 
@@ -95,9 +96,8 @@ def attend_request(q: Array, k: Array, v: Array, custom_mask: Bools | None, scor
 
 def _turned(x: Array, positions: Ints, scores: Scores) -> Array:
     """Rotate x (T, H, D), half split, by position / rope_scale · rope_theta^(-2n/D)."""
-    D = x.shape[-1]
-    angle = positions[:, None] / scores.rope_scale * scores.rope_theta ** (-np.arange(0, D, 2) / D)
-    return rotate(x, np.cos(angle), np.sin(angle), np.arange(len(x)), interleaved=False)
+    frequencies = frequencies_of(None, scores.rope_theta, x.shape[-1]) / scores.rope_scale
+    return heads_first(rope(heads_first(x), positions, frequencies=frequencies))
 
 
 def _with_alibi(q: Array, k: Array, slopes: Array) -> tuple[Array, Array]:
