@@ -115,7 +115,7 @@ def attention(
     if bias is not None:
         s = s + bias.astype(compute)
     visible = visible_pairs(mask, s)
-    p, lse = _softmax(s, visible, sinks)  # p_ij = e^(s_ij - lse_i)
+    p, lse = softmax(s, visible, sinks)  # p_ij = e^(s_ij - lse_i)
     if dropout_mask is not None:
         p = np.where(dropout_mask, p / (1 - float(dropout_p)), 0)
     o = select_matmul(p, v, visible).astype(dtype)  # o_i = Σ_j p_ij v_j              (..., H, Tq, Dv)
@@ -191,7 +191,7 @@ def attention_vjp(
     if bias is not None:
         s = s + bias.astype(compute)
     visible = visible_pairs(mask, s)
-    p, lse = _softmax(s, visible, sinks)
+    p, lse = softmax(s, visible, sinks)
     keep = 1.0 if dropout_mask is None else np.where(dropout_mask, 1 / (1 - dropout_p), 0).astype(compute)
 
     seen_by = visible.swapaxes(-1, -2)
@@ -212,7 +212,7 @@ def attention_vjp(
     )
 
 
-def _softmax(s: Array, visible: Bools, sinks: Array | None) -> tuple[Array, Array]:
+def softmax(s: Array, visible: Bools, sinks: Array | None) -> tuple[Array, Array]:
     """Return p_ij = e^(s_ij - lse_i), 0 where not visible, and lse_i = log(Σ_j e^s_ij + e^sink) over what is."""
     s = np.where(visible, s, -np.inf)
     m = s.max(axis=-1, keepdims=True, initial=-np.inf)

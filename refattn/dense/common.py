@@ -125,7 +125,7 @@ def check_attention(
     if H == 0 or Hk == 0 or H % Hk:
         raise ValueError(f"{operation}: {H} query heads cannot share {Hk} key heads evenly: {shapes}")
     scores = (*q.shape[:-1], k.shape[-2])
-    _check_mask(operation, mask, scores)
+    check_mask(operation, mask, scores)
     if bias is not None:
         check_floats(operation, 0, bias=bias)
         check_broadcasts(operation, "bias", bias.shape, scores, "(..., H, Tq, Tk)")
@@ -143,7 +143,8 @@ def check_attention(
         check_count(operation, name, size)
 
 
-def _check_mask(operation: str, mask: Any, scores: tuple[int, ...]) -> None:
+def check_mask(operation: str, mask: Any, scores: tuple[int, ...]) -> None:
+    """Refuse what is no mask for scores of this shape, (..., H, Tq, Tk)."""
     if mask is None:
         return
     if not isinstance(mask, Mask):

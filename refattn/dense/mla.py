@@ -12,7 +12,7 @@ import numpy as np
 
 from refattn.arrays import Array, check_floats, check_number, check_shape, compute_dtype
 from refattn.dense.attention import attention, attention_vjp
-from refattn.dense.common import Bools, _check_mask, visible_pairs
+from refattn.dense.common import Bools, check_mask, visible_pairs
 from refattn.dispatch import dispatched
 from refattn.masks import Mask
 from refattn.results import LatentGradients
@@ -44,7 +44,7 @@ def _check(
     for meaning, size in (("H", H), ("L", L), ("Dn + Dr", Dn + Dr)):
         if size == 0:
             raise ValueError(f"{operation}: {meaning} is 0; wanted at least 1")
-    _check_mask(operation, mask, (*batch, H, Tq, Tk))
+    check_mask(operation, mask, (*batch, H, Tq, Tk))
     if scale is not None:
         check_number(operation, "scale", scale)
 
@@ -199,7 +199,7 @@ def mla_attention_expanded(
     array([[[20.]]])
     """
     dtype, compute = q_nope.dtype, compute_dtype(q_nope.dtype)
-    q, k, v = _expand(*(x.astype(compute) for x in (q_nope, q_rope, c_kv, k_rope, w_uk, w_uv)))
+    q, k, v = expand(*(x.astype(compute) for x in (q_nope, q_rope, c_kv, k_rope, w_uk, w_uv)))
     o, lse = attention(q, k, v, mask=mask, scale=scale, return_lse=True)
     return (o.astype(dtype), lse) if return_lse else o.astype(dtype)
 
@@ -260,7 +260,7 @@ def mla_attention_vjp(
     dtype, compute, Dn = q_nope.dtype, compute_dtype(q_nope.dtype), q_nope.shape[-1]
     inputs = (q_nope, q_rope, c_kv, k_rope, w_uk, w_uv)
     q_nope, q_rope, c_kv, k_rope, w_uk, w_uv = (x.astype(compute) for x in inputs)
-    q, k, v = _expand(q_nope, q_rope, c_kv, k_rope, w_uk, w_uv)
+    q, k, v = expand(q_nope, q_rope, c_kv, k_rope, w_uk, w_uv)
     g = attention_vjp(do.astype(compute), q, k, v, mask=mask, scale=scale, dlse=dlse)  # was: attention(q, k, v)
 
     # A token that no query of a head sees has zero dk and dv there; 0 · NaN must not make more of it.
@@ -268,14 +268,14 @@ def mla_attention_vjp(
     seen = np.any(visible, axis=-2)[..., None]  # (..., H, Tk, 1)
     c = np.where(seen, c_kv[..., None, :, :], 0)  # (..., H, Tk, L)
     dk_nope, dk_rope = g.dk[..., :Dn], g.dk[..., Dn:]
-    dw_uk = _sum_batch(c.swapaxes(-1, -2) @ dk_nope)  # was: k_nope = c_kv @ w_uk
-    dw_uv = _sum_batch(c.swapaxes(-1, -2) @ g.dv)  # was: v = c_kv @ w_uv
+    dw_uk = sum_batch(c.swapaxes(-1, -2) @ dk_nope)  # was: k_nope = c_kv @ w_uk
+    dw_uv = sum_batch(c.swapaxes(-1, -2) @ g.dv)  # was: v = c_kv @ w_uv
     dc = np.where(seen, dk_nope @ w_uk.swapaxes(-1, -2) + g.dv @ w_uv.swapaxes(-1, -2), 0)
     gradients = (g.dq[..., :Dn], g.dq[..., Dn:], dc.sum(axis=-3), dk_rope.sum(axis=-3), dw_uk, dw_uv)
     return LatentGradients(*(dx.astype(dtype) for dx in gradients))
 
 
-def _expand(
+def expand(
     q_nope: Array, q_rope: Array, c_kv: Array, k_rope: Array, w_uk: Array, w_uv: Array
 ) -> tuple[Array, Array, Array]:
     """Return q, k, v of ordinary attention: a key and a value of its own for each head."""
@@ -285,6 +285,6 @@ def _expand(
     return np.concatenate([q_nope, q_rope], axis=-1), np.concatenate([k_nope, k_rope], axis=-1), v
 
 
-def _sum_batch(dw: Array) -> Array:
+def sum_batch(dw: Array) -> Array:
     """(..., H, L, D) -> (H, L, D): the batch shares the weights."""
     return np.asarray(dw.sum(axis=tuple(range(dw.ndim - 3))))

@@ -142,9 +142,9 @@ def multi_head_attention(
     context, b_q, b_k, b_v, b_o = _computed(context, b_q, b_k, b_v, b_o)
     source = x if context is None else context
 
-    q = _split(_linear(x, w_q, b_q), heads)  # x W^Q                                  (..., H, Tq, D)
-    k = _split(_linear(source, w_k, b_k), kv_heads or heads)
-    v = _split(_linear(source, w_v, b_v), kv_heads or heads)
+    q = split_heads(_linear(x, w_q, b_q), heads)  # x W^Q                                  (..., H, Tq, D)
+    k = split_heads(_linear(source, w_k, b_k), kv_heads or heads)
+    v = split_heads(_linear(source, w_v, b_v), kv_heads or heads)
     o = attention(
         q,
         k,
@@ -157,7 +157,7 @@ def multi_head_attention(
         dropout_mask=dropout_mask,
         dropout_p=dropout_p,
     )
-    return _linear(_concat(o), w_o, b_o).astype(dtype)  # Concat(o_1 ... o_H) W^O
+    return _linear(concat_heads(o), w_o, b_o).astype(dtype)  # Concat(o_1 ... o_H) W^O
 
 
 @dispatched(_check_vjp)
@@ -220,7 +220,7 @@ def multi_head_attention_vjp(
     context, b_q, b_k, b_v, b_o, bias, sinks = _computed(context, b_q, b_k, b_v, b_o, bias, sinks)
     source, kv_heads = (x if context is None else context), kv_heads or heads
     q, k, v = (
-        _split(_linear(y, w, b), n)
+        split_heads(_linear(y, w, b), n)
         for y, w, b, n in ((x, w_q, b_q, heads), (source, w_k, b_k, kv_heads), (source, w_v, b_v, kv_heads))
     )
     options: dict[str, Any] = {
@@ -234,11 +234,11 @@ def multi_head_attention_vjp(
     }
     o = attention(q, k, v, **options)
 
-    do_heads, dw_o, db_o = _linear_vjp(do, _concat(o), w_o)  # was: concat(o) @ w_o + b_o
-    g = attention_vjp(_split(do_heads, heads), q, k, v, **options)
-    dx_q, dw_q, db_q = _linear_vjp(_concat(g.dq), x, w_q)  # was: q = x @ w_q + b_q
-    dx_k, dw_k, db_k = _linear_vjp(_concat(g.dk), source, w_k)
-    dx_v, dw_v, db_v = _linear_vjp(_concat(g.dv), source, w_v)
+    do_heads, dw_o, db_o = _linear_vjp(do, concat_heads(o), w_o)  # was: concat(o) @ w_o + b_o
+    g = attention_vjp(split_heads(do_heads, heads), q, k, v, **options)
+    dx_q, dw_q, db_q = _linear_vjp(concat_heads(g.dq), x, w_q)  # was: q = x @ w_q + b_q
+    dx_k, dw_k, db_k = _linear_vjp(concat_heads(g.dk), source, w_k)
+    dx_v, dw_v, db_v = _linear_vjp(concat_heads(g.dv), source, w_v)
     grads = MultiHeadGradients(
         dx=dx_q + dx_k + dx_v if context is None else dx_q,
         dw_q=dw_q,
@@ -272,12 +272,12 @@ def _linear_vjp(dy: Array, x: Array, w: Array) -> tuple[Array, Array, Array]:
     return dy @ w.T, rows.T @ drows, drows.sum(axis=0)  # was: y = x @ w + b
 
 
-def _split(x: Array, heads: int) -> Array:
+def split_heads(x: Array, heads: int) -> Array:
     """(..., T, H * D) -> (..., H, T, D)."""
     return x.reshape(*x.shape[:-1], heads, x.shape[-1] // heads).swapaxes(-2, -3)
 
 
-def _concat(o: Array) -> Array:
+def concat_heads(o: Array) -> Array:
     """(..., H, T, D) -> (..., T, H * D)."""
     o = o.swapaxes(-2, -3)
     return o.reshape(*o.shape[:-2], o.shape[-2] * o.shape[-1])

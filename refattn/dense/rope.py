@@ -116,7 +116,7 @@ def rope(
     """
     compute = compute_dtype(x.dtype)
     n = x.shape[-1] if rotary_dim is None else rotary_dim
-    angle = positions[..., None] * _frequencies(frequencies, theta, n)  # t f_n, in float64     (..., T, n/2)
+    angle = positions[..., None] * frequencies_of(frequencies, theta, n)  # t f_n, in float64     (..., T, n/2)
     if positions.ndim > 1:
         angle = angle[..., None, :, :]  # one set of positions for all heads
     cos, sin = np.cos(angle).astype(compute), np.sin(angle).astype(compute)
@@ -165,11 +165,11 @@ def rope_vjp(
     array([[3., 4.]])
     """
     n = dy.shape[-1] if rotary_dim is None else rotary_dim
-    f = _frequencies(frequencies, theta, n)
+    f = frequencies_of(frequencies, theta, n)
     return rope(dy, -positions.astype(np.int64), frequencies=f, rotary_dim=n, interleaved=interleaved)
 
 
-def _frequencies(frequencies: Array | None, theta: float, n: int) -> Array:
+def frequencies_of(frequencies: Array | None, theta: float, n: int) -> Array:
     """Return f_n in radians per position, float64 (n/2,): those that were given, or those of theta."""
     if frequencies is not None:
         return frequencies

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from refattn.arrays import Array, check_count, check_floats, check_shape, compute_dtype
-from refattn.dense.attention import _softmax
+from refattn.dense.attention import softmax
 from refattn.dense.common import Bools, check_attention, heads_of, repeat_heads, select_matmul, sum_heads
 from refattn.dispatch import dispatched
 from refattn.masks.given import within
@@ -167,12 +167,12 @@ def nsa_attention(
     most = -(-(Tq + Tk + 1) // stride) * stride  # a longer block is as good as one of this length
     block_size, select_block = min(block_size, most), min(select_block, most)
 
-    k_compressed = repeat_heads(_compress(k, w_k, block_size, stride), H)  # (..., H, compressed, D)
-    v_compressed = repeat_heads(_compress(v, w_v, block_size, stride), H)
+    k_compressed = repeat_heads(compress(k, w_k, block_size, stride), H)  # (..., H, compressed, D)
+    v_compressed = repeat_heads(compress(v, w_v, block_size, stride), H)
     ends = np.arange(k_compressed.shape[-2]) * stride + block_size - 1
     s = scale * (q @ k_compressed.swapaxes(-1, -2))
     visible: Bools = np.broadcast_to(ends <= position[:, None], s.shape)
-    p, lse_compressed = _softmax(s, visible, None)  # p_ib                            (..., H, Tq, compressed)
+    p, lse_compressed = softmax(s, visible, None)  # p_ib                            (..., H, Tq, compressed)
     o_compressed = select_matmul(p, v_compressed, visible)
 
     blocks = np.arange(-(-Tk // select_block))
@@ -194,7 +194,7 @@ def nsa_attention(
     return NsaAttention(np.asarray(o).astype(dtype), lse, indices)
 
 
-def _compress(x: Array, w: Array | None, size: int, stride: int) -> Array:
+def compress(x: Array, w: Array | None, size: int, stride: int) -> Array:
     """Return Σ_m w_m x_{b stride + m} for every block b that lies wholly in x (..., Hk, T, D)."""
     count = max(0, (x.shape[-2] - size) // stride + 1)
     compressed = np.zeros((*x.shape[:-2], count, x.shape[-1]), x.dtype)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refattn.arrays import Array, check_count, check_shape
-from refattn.dense.attention import _softmax
+from refattn.dense.attention import softmax
 from refattn.dense.common import Bools
 
 Indices = NDArray[np.int64]
@@ -147,7 +147,7 @@ def attend_each(
         s = float(softcap) * np.tanh(s / float(softcap))
     if bias is not None:
         s = s + bias
-    p, lse = _softmax(s, keys >= 0, sinks)
+    p, lse = softmax(s, keys >= 0, sinks)
     return np.einsum("...in,...ind->...id", p, _gather(v, keys)), lse  # o_i = Σ_n p_in v_{j(i, n)}
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from refattn.arrays import Array
 from refattn.dense.common import per_head, repeat_heads
-from refattn.dense.multihead import _concat, _split
+from refattn.dense.multihead import concat_heads, split_heads
 from refattn.results import MultiHeadGradients
 from refattn.testing.bounds.weights import Weights, size_of
 
@@ -76,8 +76,8 @@ class _Projected:
         ):
             b = options.get(f"b_{n}")
             b = np.zeros(w.shape[1]) if b is None else b
-            self.values.append(_split(y @ w + b, count))
-            self.sizes.append(_split(abs(y) @ abs(w) + abs(b), count))
+            self.values.append(split_heads(y @ w + b, count))
+            self.sizes.append(split_heads(abs(y) @ abs(w) + abs(b), count))
         scale = options.get("scale")
         scale = 1 / math.sqrt(self.values[0].shape[-1]) if scale is None else abs(scale)
         q, k = self.sizes[0], repeat_heads(self.sizes[1], heads)
@@ -87,7 +87,7 @@ class _Projected:
 def multi_head_attention(eps: float, *args: Array, **options: Any) -> Array:
     """Bound `multi_head_attention`."""
     projected, b_o = _Projected(args, options), options.get("b_o")
-    o = _concat(projected.weights.forward(projected.sizes[2]))
+    o = concat_heads(projected.weights.forward(projected.sizes[2]))
     return o @ abs(args[4]) + (0 if b_o is None else abs(b_o))
 
 
@@ -96,12 +96,14 @@ def multi_head_attention_vjp(eps: float, do: Array, *args: Array, **options: Any
     projected = _Projected(args, options)
     x, w_q, w_k, w_v, w_o = (abs(a) for a in args)
     source, heads = abs(projected.source), options["heads"]
-    do_heads, dw_o, db_o = _linear(abs(do), _concat(projected.weights.forward(projected.sizes[2])), w_o)
+    do_heads, dw_o, db_o = _linear(abs(do), concat_heads(projected.weights.forward(projected.sizes[2])), w_o)
     q, k, v = projected.sizes
-    g = projected.weights.backward(_split(do_heads, heads), q, k, v, options.get("bias"), options.get("sinks"), None)
-    dx_q, dw_q, db_q = _linear(_concat(g.dq), x, w_q)
-    dx_k, dw_k, db_k = _linear(_concat(g.dk), source, w_k)
-    dx_v, dw_v, db_v = _linear(_concat(g.dv), source, w_v)
+    g = projected.weights.backward(
+        split_heads(do_heads, heads), q, k, v, options.get("bias"), options.get("sinks"), None
+    )
+    dx_q, dw_q, db_q = _linear(concat_heads(g.dq), x, w_q)
+    dx_k, dw_k, db_k = _linear(concat_heads(g.dk), source, w_k)
+    dx_v, dw_v, db_v = _linear(concat_heads(g.dv), source, w_v)
     own = options.get("context") is None
     dx, dcontext = (dx_q + dx_k + dx_v, None) if own else (dx_q, dx_k + dx_v)
     b_q, b_k, b_v, b_o = (

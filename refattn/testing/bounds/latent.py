@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from refattn.arrays import Array
-from refattn.dense.mla import _expand, _sum_batch
+from refattn.dense.mla import expand, sum_batch
 from refattn.results import LatentGradients
 from refattn.testing.bounds.weights import Weights, finite, size_of
 
@@ -19,8 +19,8 @@ class _Expanded:
     """The heads of one problem: their weights, and the sizes of q, k and v with every product in absolute values."""
 
     def __init__(self, *args: Array, scale: float | None = None, **options: Any) -> None:
-        q, k, _ = _expand(*(finite(x) for x in args))
-        self.q, self.k, self.v = _expand(*(size_of(x) for x in args))
+        q, k, _ = expand(*(finite(x) for x in args))
+        self.q, self.k, self.v = expand(*(size_of(x) for x in args))
         scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
         size = abs(scale) * (self.q @ self.k.swapaxes(-1, -2))
         self.weights = Weights(q, k, size=size, scale=scale, **options)
@@ -46,8 +46,8 @@ def mla_attention_vjp(
         g.dq[..., Dn:],
         (dk_nope @ w_uk.swapaxes(-1, -2) + g.dv @ w_uv.swapaxes(-1, -2)).sum(axis=-3),
         dk_rope.sum(axis=-3),
-        _sum_batch(np.asarray(c.swapaxes(-1, -2) @ dk_nope)),
-        _sum_batch(np.asarray(c.swapaxes(-1, -2) @ g.dv)),
+        sum_batch(np.asarray(c.swapaxes(-1, -2) @ dk_nope)),
+        sum_batch(np.asarray(c.swapaxes(-1, -2) @ g.dv)),
     )
 
 

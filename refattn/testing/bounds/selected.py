@@ -12,7 +12,7 @@ from refattn.masks import causal
 from refattn.results import LshAttention, NsaAttention, SelectedAttention
 from refattn.sparse.lsh import lsh_attention as lsh
 from refattn.sparse.moba import moba_attention as moba
-from refattn.sparse.nsa import _compress
+from refattn.sparse.nsa import compress
 from refattn.sparse.nsa import nsa_attention as nsa
 from refattn.sparse.select import Indices, selected_keys
 from refattn.sparse.topk import topk_attention as topk
@@ -43,9 +43,9 @@ def nsa_attention(eps: float, q: Array, k: Array, v: Array, gates: Array, **opti
     )
     position = np.arange(Tq)[:, None] + (Tk - Tq)
     block, stride = options["block_size"], options["stride"]
-    compressed = _compress(finite(k), options.get("w_k"), block, stride)
+    compressed = compress(finite(k), options.get("w_k"), block, stride)
     size_k, size_v = (
-        _compress(size_of(x), None if w is None else abs(w), block, stride)
+        compress(size_of(x), None if w is None else abs(w), block, stride)
         for x, w in ((k, options.get("w_k")), (v, options.get("w_v")))
     )
     factor = 1 / math.sqrt(q.shape[-1]) if scale is None else abs(scale)

@@ -10,6 +10,7 @@ import numpy as np
 
 from refattn.arrays import Array
 from refattn.dense.common import per_head
+from refattn.dense.rope import frequencies_of
 from refattn.testing.attention.forward import SHARE
 from refattn.testing.formats import UNIT
 
@@ -31,8 +32,7 @@ def rope_variance(
     angle, had in float64, is off by a part of itself.
     """
     n = x.shape[-1] if rotary_dim is None else rotary_dim
-    frequencies = theta ** (-np.arange(0, n, 2) / max(n, 1)) if frequencies is None else frequencies
-    angle = positions[..., None] * frequencies  # (..., T, n/2)
+    angle = positions[..., None] * frequencies_of(frequencies, theta, n)  # (..., T, n/2)
     if positions.ndim > 1:
         angle = angle[..., None, :, :]
     c2, s2 = np.cos(angle) ** 2, np.sin(angle) ** 2
