@@ -37,13 +37,17 @@ from refattn.sparse.topk import topk_attention
 from refattn.sparse.moba import moba_attention
 from refattn.sparse.nsa import nsa_attention
 from refattn.sparse.lsh import draw_rotations, lsh_attention
+from refattn.linear.simple_gla import simple_gla, simple_gla_chunked, simple_gla_recurrent, simple_gla_vjp
 from refattn.results import (
     AttentionGradients,
     LatentGradients,
+    LinearState,
     LongformerGradients,
     LshAttention,
     MultiHeadGradients,
     NsaAttention,
+    Recurrent,
+    RecurrentGradients,
     SelectedAttention,
 )
 from refattn.dispatch import Explanation, Unsupported, backends, explain, register, unregister, use_backend
@@ -55,11 +59,14 @@ __all__ = [
     "Explanation",
     "KVCache",
     "LatentGradients",
+    "LinearState",
     "LongformerGradients",
     "LshAttention",
     "MultiHeadGradients",
     "NsaAttention",
     "PagedKVCache",
+    "Recurrent",
+    "RecurrentGradients",
     "RopeFrequencies",
     "SelectedAttention",
     "Tile",
@@ -112,6 +119,10 @@ __all__ = [
     "rope",
     "rope_vjp",
     "selected_keys",
+    "simple_gla",
+    "simple_gla_chunked",
+    "simple_gla_recurrent",
+    "simple_gla_vjp",
     "sparse_attention",
     "sparse_attention_vjp",
     "strided_attention",

@@ -1,6 +1,6 @@
 """What operations return besides (o, lse): named tuples that the reference and every backend share."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from refattn.arrays import Array
 
@@ -77,3 +77,29 @@ class LongformerGradients(NamedTuple):
     dk_global: Array | None
     dv_global: Array | None
     dsinks: Array | None
+
+
+class Recurrent(NamedTuple):
+    """What the operations of the linear-time family return: o, and the state after the last token, in compute dtype."""
+
+    o: Array
+    state: Any
+    """An array, or a named tuple of arrays where an operation carries several."""
+
+
+class LinearState(NamedTuple):
+    """The state of `linear_attention`: Σ φ(k) vᵀ, and Σ φ(k)."""
+
+    S: Array
+    z: Array
+
+
+class RecurrentGradients(NamedTuple):
+    """What the derivatives on q, k and v of the linear-time family return, each like its input; None where not given."""
+
+    dq: Array
+    dk: Array
+    dv: Array
+    dlog_decay: Array | None
+    dbeta: Array | None
+    dinitial_state: Array | None

@@ -12,7 +12,7 @@ from refattn.models.gpt import GPT
 from refattn.models.minilm import MiniLM
 from refattn.models.wordpiece import WordPiece
 from tests.models import tiny_bert
-from tests.refused import latent, packed, selected, sparse
+from tests.refused import delta, features, gated, latent, packed, rwkv, selected, sparse, ssm
 
 
 def x(*shape, dtype=np.float64):
@@ -188,7 +188,8 @@ OPERATIONS = {  # operation -> (good arguments, the tables of what may be wrong 
     "multi_head_attention": (HEADS_GOOD, [HEADS]),
     "multi_head_attention_vjp": ({"do": x(2, 5, 9)} | HEADS_GOOD, [HEADS, DO_OF_HEADS]),
 }
-OPERATIONS |= sparse.OPERATIONS | selected.OPERATIONS | packed.OPERATIONS | latent.OPERATIONS
+for kind in (sparse, selected, packed, latent, gated, delta, features, ssm, rwkv):
+    OPERATIONS |= kind.OPERATIONS
 CALLS = [
     pytest.param(operation, good, *entry, id=f"{operation}: {what}")
     for operation, (good, tables) in OPERATIONS.items()

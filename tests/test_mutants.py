@@ -16,7 +16,7 @@ from refattn.dense.common import per_head, select_matmul, sum_to
 from refattn.testing import cases
 from refattn.testing.conformance import judge
 from refattn.testing.verdicts import FAIL, PASS
-from tests.mistakes import latent, packed, selected, sparse
+from tests.mistakes import delta, features, gated, latent, packed, rwkv, selected, sparse, ssm
 
 FORWARD = [
     "causal aligned to the top left",
@@ -350,7 +350,7 @@ MUTANTS = {
         for mutant in mutants
     },
 }
-for kind in (sparse, selected, packed, latent):
+for kind in (sparse, selected, packed, latent, gated, delta, features, ssm, rwkv):
     MUTANTS |= {name: (operation, function, None) for name, (operation, function) in kind.MUTANTS.items()}
 EQUIVALENT = {"attention: output transposed in memory only"}  # layout of a result is nobody's business
 

@@ -58,17 +58,22 @@ def compare_with_reference(case: Case, result: Any) -> float:
     worst = 0.0
     given = inspect.signature(OPERATIONS[case.operation]).bind(*args, **kwargs).arguments
     for (name, x), (_, y), (_, b) in zip(got, wanted, leaves(bound), strict=True):
-        worst = max(worst, _compare_leaf(name, x, y, _dtype_of_result(name, y, given), b, eps))
+        worst = max(worst, _compare_leaf(name, x, y, _dtype_of_result(case.operation, name, y, given), b, eps))
     return worst
 
 
-def _dtype_of_result(name: str, want: Any, given: dict[str, Any]) -> Any:
-    """Return the dtype of a result: a gradient has its input's, lse that of computation, and o that of the inputs."""
+def _dtype_of_result(operation: str, name: str, want: Any, given: dict[str, Any]) -> Any:
+    """Return the dtype of a result: a gradient has its input's, lse and states that of computation, o the inputs'."""
     if isinstance(want, np.ndarray) and want.dtype.kind in "iub":
         return want.dtype  # indices of what was selected
     first = arrays(given)[0].dtype
-    source = given.get(name[1:]) if name.startswith("d") else None
-    return compute_dtype(first) if name == "lse" else first if source is None else source.dtype
+    whole, _, part = name.partition(".")
+    if whole == "lse" or (whole == "state" and not operation.startswith("causal_conv1d")):
+        return compute_dtype(first)
+    source = given.get(whole[1:]) if whole.startswith("d") else None
+    if source is None:
+        return first
+    return (getattr(source, part) if part else source).dtype
 
 
 def _compare_leaf(name: str, x: Any, want: Any, dtype: Any, bound: Any, eps: float) -> float:
@@ -135,11 +140,15 @@ def arrays(x: Any) -> list[Array]:
 
 
 def leaves(result: Any) -> list[tuple[str, Any]]:
-    """Return the arrays of a result with their names."""
+    """Return the arrays of a result with their names; those of a tuple within it are called after both."""
     if not isinstance(result, tuple):
         return [("result", result)]
     names = getattr(result, "_fields", ("o", "lse") if len(result) == 2 else range(len(result)))
-    return [(str(name), x) for name, x in zip(names, result, strict=True)]
+    found: list[tuple[str, Any]] = []
+    for name, x in zip(names, result, strict=True):
+        inside = leaves(x) if isinstance(x, tuple) else [("", x)]
+        found += [(f"{name}.{part}" if part else str(name), y) for part, y in inside]
+    return found
 
 
 def _structure(result: Any) -> str:

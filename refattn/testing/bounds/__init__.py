@@ -16,11 +16,12 @@ What nothing visible contributes to has the bound zero: a blind row is exactly 0
 from collections.abc import Callable
 from typing import Any
 
-from refattn.testing.bounds import dense, latent, packed, selected, sparse
+from refattn.testing.bounds import delta, dense, features, gated, latent, packed, rwkv, selected, sparse, ssm
 from refattn.testing.bounds.weights import SLACK, UNDERFLOW, Weights, finite
 
+KINDS: tuple[Any, ...] = (dense, sparse, selected, packed, latent, gated, delta, features, ssm, rwkv)
 BOUNDS: dict[str, Callable[..., Any]] = {
-    name: bound for kind in (dense, sparse, selected, packed, latent) for name, bound in kind.BOUNDS.items()
+    name: bound for kind in KINDS for name, bound in kind.BOUNDS.items()
 }
 
 __all__ = ["BOUNDS", "SLACK", "UNDERFLOW", "Weights", "finite"]

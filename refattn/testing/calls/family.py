@@ -33,6 +33,7 @@ def own(table: dict[str, Any], build: Callable[[str, Rng, Any], Call]) -> Family
 def as_float64(x: Any) -> Any:
     """Return float arrays as float64, also inside tuples and lists, and everything else as it is."""
     if isinstance(x, tuple | list):
-        return type(x)(as_float64(y) for y in x)
+        wide = [as_float64(y) for y in x]
+        return type(x)(*wide) if hasattr(x, "_fields") else type(x)(wide)
     floats = isinstance(x, np.ndarray) and x.dtype != bool and x.dtype.kind not in "iu"
     return x.astype(np.float64) if floats else x

@@ -159,7 +159,7 @@ def inputs(given: Given, operation: str) -> dict[str, Array]:
         if not isinstance(x, tuple | list):
             return {}
         pair = len(x) == 2 and all(isinstance(y, np.ndarray) for y in x)
-        names = ("o", "lse") if pair else range(len(x))
+        names = getattr(x, "_fields", ("o", "lse") if pair else range(len(x)))
         return {key: z for n, y in zip(names, x, strict=True) for key, z in flat(f"{name}_{n}", y).items()}
 
     return {key: y for name, x in given.named(operation).items() for key, y in flat(name, x).items()}

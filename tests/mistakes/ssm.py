@@ -1,0 +1,3 @@
+"""Wrong implementations, name -> (operation, function), that the conformance cases must fail; see test_mutants."""
+
+MUTANTS = {}
