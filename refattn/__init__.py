@@ -37,6 +37,14 @@ from refattn.sparse.topk import topk_attention
 from refattn.sparse.moba import moba_attention
 from refattn.sparse.nsa import nsa_attention
 from refattn.sparse.lsh import draw_rotations, lsh_attention
+from refattn.linear.delta_rule import delta_rule, delta_rule_chunked, delta_rule_recurrent, delta_rule_vjp
+from refattn.linear.gated_delta_rule import (
+    gated_delta_rule,
+    gated_delta_rule_chunked,
+    gated_delta_rule_recurrent,
+    gated_delta_rule_vjp,
+)
+from refattn.linear.kda import kda, kda_chunked, kda_recurrent, kda_vjp
 from refattn.linear.simple_gla import simple_gla, simple_gla_chunked, simple_gla_recurrent, simple_gla_vjp
 from refattn.results import (
     AttentionGradients,
@@ -83,6 +91,10 @@ __all__ = [
     "bigbird_attention_vjp",
     "block_sparse_attention",
     "block_sparse_attention_vjp",
+    "delta_rule",
+    "delta_rule_chunked",
+    "delta_rule_recurrent",
+    "delta_rule_vjp",
     "dilated_attention",
     "dilated_attention_vjp",
     "draw_rotations",
@@ -93,8 +105,16 @@ __all__ = [
     "fixed_attention_vjp",
     "flash_attention",
     "flash_attention_vjp",
+    "gated_delta_rule",
+    "gated_delta_rule_chunked",
+    "gated_delta_rule_recurrent",
+    "gated_delta_rule_vjp",
     "global_attention",
     "global_attention_vjp",
+    "kda",
+    "kda_chunked",
+    "kda_recurrent",
+    "kda_vjp",
     "linear_frequencies",
     "llama3_frequencies",
     "local_attention",
