@@ -210,6 +210,17 @@ def split_heads(x: Array, heads: int) -> Array:
     return x.reshape(*x.shape[:-1], heads, x.shape[-1] // heads).swapaxes(-2, -3)
 
 
+def split_heads_vjp(dy: Array, x: Array, heads: int) -> Array:
+    """Return dx of `split_heads`.
+
+    Examples
+    --------
+    >>> split_heads_vjp(np.array([[[1.0]], [[2.0]]]), np.zeros((1, 2)), 2)
+    array([[1., 2.]])
+    """
+    return merge_heads(dy)
+
+
 def merge_heads(x: Array) -> Array:
     """Reshape (..., H, T, D) to (..., T, H * D).
 
@@ -220,6 +231,19 @@ def merge_heads(x: Array) -> Array:
     """
     x = x.swapaxes(-2, -3)
     return x.reshape(*x.shape[:-2], x.shape[-2] * x.shape[-1])
+
+
+def merge_heads_vjp(dy: Array, x: Array) -> Array:
+    """Return dx of `merge_heads`.
+
+    Examples
+    --------
+    >>> merge_heads_vjp(np.array([[1.0, 2.0]]), np.zeros((2, 1, 1)))
+    array([[[1.]],
+    <BLANKLINE>
+           [[2.]]])
+    """
+    return split_heads(dy, x.shape[-3])
 
 
 def _rms(x: Array, eps: float) -> Array:
