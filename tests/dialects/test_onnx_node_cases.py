@@ -1,4 +1,4 @@
-"""ONNX's own node tests of Attention, RotaryEmbedding and FlexAttention: all that the installed onnx generates."""
+"""ONNX's own node tests of every operator that the dialect has: all that the installed onnx generates."""
 
 import warnings
 
@@ -12,6 +12,9 @@ pytestmark = pytest.mark.peers
 BACKENDS = ("numpy", "numba")
 LEAST = 93 + 8  # of Attention and of RotaryEmbedding, in onnx 1.23
 LEAST_FLEX = 11
+LEAST_LINEAR, LEAST_CONV = 14, 13  # of LinearAttention and of CausalConvWithState
+PREFIXES = ("test_attention", "test_rotary_embedding", "test_flexattention", "test_linear_attention", "test_causal_conv")
+OPERATORS = ("Attention", "RotaryEmbedding", "FlexAttention", "LinearAttention", "CausalConvWithState")
 
 
 @pytest.fixture(scope="module")
@@ -23,12 +26,11 @@ def cases():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # other operators' cases overflow when they are made
         generated = collect_testcases(None)
-    found = {"Attention": [], "RotaryEmbedding": [], "FlexAttention": []}
+    found = {operator: [] for operator in OPERATORS}
     for case in generated:
         node = case.model.graph.node[0]
-        named = case.name.startswith(("test_attention", "test_rotary_embedding", "test_flexattention"))
         # "_expanded" are the same calls through the operator's function body
-        if named and "_expanded" not in case.name:
+        if case.name.startswith(PREFIXES) and "_expanded" not in case.name:
             attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
             found[node.op_type].append((case, node, attributes, case.model.opset_import[0].version))
     return found
@@ -47,7 +49,10 @@ def run(operator, node, attributes, opset, inputs, backend):
         graphs = {name: ReferenceEvaluator(attributes[name], opsets={"": opset}) for name in attributes.keys() - plain}
         mods = {name: lambda x, g=g: g.run(None, {g.input_names[0]: x})[0] for name, g in graphs.items()}
         return [dialect.FlexAttention(*arguments, **plain, **mods, backend=backend)]
-    outputs = dialect.Attention(*arguments, **attributes, opset=opset, backend=backend)
+    if operator in ("LinearAttention", "CausalConvWithState"):
+        outputs = getattr(dialect, operator)(*arguments, **attributes, backend=backend)
+    else:
+        outputs = dialect.Attention(*arguments, **attributes, opset=opset, backend=backend)
     return [output for output, name in zip(outputs, node.output, strict=False) if name]
 
 
@@ -75,8 +80,11 @@ def passed(cases, operator, backend=None):
 def test_every_node_case(cases, backend, capsys):
     flex = passed(cases, "FlexAttention", backend)
     attention, rotary = passed(cases, "Attention", backend), passed(cases, "RotaryEmbedding")
+    linear, conv = (passed(cases, operator, backend) for operator in ("LinearAttention", "CausalConvWithState"))
     with capsys.disabled():
         print(f"\nonnx on {backend}: node cases passed: Attention {attention}, RotaryEmbedding {rotary}", end="")
-        print(f", together {attention + rotary}; FlexAttention {flex}")
+        print(f", together {attention + rotary}; FlexAttention {flex}, LinearAttention {linear}", end="")
+        print(f", CausalConvWithState {conv}")
     assert attention + rotary >= LEAST
     assert flex >= LEAST_FLEX
+    assert linear >= LEAST_LINEAR and conv >= LEAST_CONV
