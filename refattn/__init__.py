@@ -46,8 +46,15 @@ from refattn.linear.gated_delta_rule import (
 )
 from refattn.linear.kda import kda, kda_chunked, kda_recurrent, kda_vjp
 from refattn.linear.simple_gla import simple_gla, simple_gla_chunked, simple_gla_recurrent, simple_gla_vjp
+from refattn.ssm.s4d import s4d, s4d_recurrent, s4d_vjp
+from refattn.ssm.selective_scan import selective_scan, selective_scan_chunked, selective_scan_recurrent
+from refattn.ssm.selective_scan_vjp import selective_scan_vjp
+from refattn.ssm.ssd import ssd, ssd_chunked, ssd_recurrent
+from refattn.ssm.ssd_vjp import ssd_vjp
+from refattn.ssm.causal_conv1d import causal_conv1d, causal_conv1d_vjp
 from refattn.results import (
     AttentionGradients,
+    ConvGradients,
     LatentGradients,
     LinearState,
     LongformerGradients,
@@ -56,7 +63,10 @@ from refattn.results import (
     NsaAttention,
     Recurrent,
     RecurrentGradients,
+    S4dGradients,
     SelectedAttention,
+    SelectiveScanGradients,
+    SsdGradients,
 )
 from refattn.dispatch import Explanation, Unsupported, backends, explain, register, unregister, use_backend
 
@@ -64,6 +74,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AttentionGradients",
+    "ConvGradients",
     "Explanation",
     "KVCache",
     "LatentGradients",
@@ -76,7 +87,10 @@ __all__ = [
     "Recurrent",
     "RecurrentGradients",
     "RopeFrequencies",
+    "S4dGradients",
     "SelectedAttention",
+    "SelectiveScanGradients",
+    "SsdGradients",
     "Tile",
     "Unsupported",
     "alibi_bias",
@@ -91,6 +105,8 @@ __all__ = [
     "bigbird_attention_vjp",
     "block_sparse_attention",
     "block_sparse_attention_vjp",
+    "causal_conv1d",
+    "causal_conv1d_vjp",
     "delta_rule",
     "delta_rule_chunked",
     "delta_rule_recurrent",
@@ -138,13 +154,24 @@ __all__ = [
     "register",
     "rope",
     "rope_vjp",
+    "s4d",
+    "s4d_recurrent",
+    "s4d_vjp",
     "selected_keys",
+    "selective_scan",
+    "selective_scan_chunked",
+    "selective_scan_recurrent",
+    "selective_scan_vjp",
     "simple_gla",
     "simple_gla_chunked",
     "simple_gla_recurrent",
     "simple_gla_vjp",
     "sparse_attention",
     "sparse_attention_vjp",
+    "ssd",
+    "ssd_chunked",
+    "ssd_recurrent",
+    "ssd_vjp",
     "strided_attention",
     "strided_attention_vjp",
     "t5_bias",

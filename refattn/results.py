@@ -103,3 +103,94 @@ class RecurrentGradients(NamedTuple):
     dlog_decay: Array | None
     dbeta: Array | None
     dinitial_state: Array | None
+
+
+class Rwkv4State(NamedTuple):
+    """The state of `rwkv4`: sums of e^k v and of e^k, both divided by e^max, and the largest exponent so far."""
+
+    num: Array
+    den: Array
+    max: Array
+
+
+class Rwkv4Gradients(NamedTuple):
+    """What `rwkv4_vjp` returns; each has the shape and dtype of its input, None where that was not given."""
+
+    dw: Array
+    du: Array
+    dk: Array
+    dv: Array
+    dinitial_state: Rwkv4State | None
+
+
+class RwkvGradients(NamedTuple):
+    """What `rwkv5_vjp` and `rwkv6_vjp` return; each has the shape and dtype of its input, None where not given."""
+
+    dr: Array
+    dk: Array
+    dv: Array
+    dlog_decay: Array
+    du: Array
+    dinitial_state: Array | None
+
+
+class Rwkv7Gradients(NamedTuple):
+    """What `rwkv7_vjp` returns; each has the shape and dtype of its input, None where that was not given."""
+
+    dr: Array
+    dk: Array
+    dv: Array
+    dlog_decay: Array
+    dkappa_hat: Array
+    da: Array
+    dinitial_state: Array | None
+
+
+class S4dGradients(NamedTuple):
+    """What `s4d_vjp` returns; each has the shape and dtype of its input, None where that was not given."""
+
+    du: Array
+    ddelta: Array
+    dA_real: Array
+    dA_imag: Array
+    dC_real: Array
+    dC_imag: Array
+    dD: Array | None
+    dinitial_state: Array | None
+
+
+class SelectiveScanGradients(NamedTuple):
+    """What `selective_scan_vjp` returns; each has the shape and dtype of its input, None where not given."""
+
+    du: Array
+    ddelta: Array
+    dA: Array
+    dB: Array
+    dC: Array
+    dD: Array | None
+    dz: Array | None
+    ddelta_bias: Array | None
+    dinitial_state: Array | None
+
+
+class SsdGradients(NamedTuple):
+    """What `ssd_vjp` returns; each has the shape and dtype of its input, None where that was not given."""
+
+    dx: Array
+    ddt: Array
+    dA: Array
+    dB: Array
+    dC: Array
+    dD: Array | None
+    dz: Array | None
+    ddt_bias: Array | None
+    dinitial_state: Array | None
+
+
+class ConvGradients(NamedTuple):
+    """What `causal_conv1d_vjp` returns; each has the shape and dtype of its input, None where not given."""
+
+    dx: Array
+    dweight: Array
+    dbias: Array | None
+    dinitial_state: Array | None
