@@ -144,9 +144,9 @@ def causal_conv1d_vjp(
     do_, x_, weight_, bias_, first, last = widened(dtype, do, x, weight, bias, initial_state, dstate)
     if cu_seqlens is not None:
         call = partial(causal_conv1d_vjp, weight=weight_, bias=bias_, activation=activation)
-        tokens, states = {"do": (do_, -2), "x": (x_, -2)}, {"initial_state": first, "dstate": last}
-        return rounded(packed(call, cu_seqlens, tokens, states, dx=-2, dweight="sum", dbias="sum"), given)
-    whole = _whole(x_, weight_, first)
+        rows, states = {"do": (do_, -2), "x": (x_, -2)}, {"initial_state": first, "dstate": last}
+        return rounded(packed(call, cu_seqlens, rows, states, dx=-2, dweight="sum", dbias="sum"), given)
+    whole, tokens = _whole(x_, weight_, first), tuple(range(x.ndim - 1))
     dy = do_
     if activation == "silu":
         dy = dy * silu_slope(_filtered(whole, weight_, bias_))  # was: o = silu(y)
@@ -154,6 +154,6 @@ def causal_conv1d_vjp(
     dwhole[..., T:, :] += 0 if last is None else last  # was: state = the last K - 1 of whole
     for i in range(K):
         dwhole[..., i : i + T, :] += weight_[:, i] * dy  # was: y = Σ_i w_i whole[i : i + T]
-        dweight[:, i] = (dy * whole[..., i : i + T, :]).reshape(-1, x.shape[-1]).sum(axis=0)
-    dbias = dy.reshape(-1, x.shape[-1]).sum(axis=0)
+        dweight[:, i] = (dy * whole[..., i : i + T, :]).sum(axis=tokens)
+    dbias = dy.sum(axis=tokens)
     return rounded(ConvGradients(dwhole[..., K - 1 :, :], dweight, dbias, dwhole[..., : K - 1, :]), given)

@@ -77,7 +77,7 @@ def selective_scan_vjp(
         sums = dict.fromkeys(("dA", "dD", "ddelta_bias"), "sum")
         ends = {"initial_state": first, "dstate": last}
         return rounded(packed(call, cu_seqlens, tokens, ends, **axes, **sums), given)
-    shape = (*u.shape[:-2], *A.shape)
+    shape, each = (*u.shape[:-2], *A.shape), tuple(range(u.ndim - 2))
     step = steps_of(delta_, bias, delta_softplus)
     states, y = [first_state(first, shape, dtype)], np.empty_like(u_)  # before each token
     for t in range(T):
@@ -97,7 +97,7 @@ def selective_scan_vjp(
         dB[..., t, :] = ((step * u_)[..., t, None, :] @ dh)[..., 0, :]
         dg = dh * decayed(g, states[t])
         dstep[..., t, :] = np.where(np.isneginf(g), 0, dg * A_).sum(axis=-1)  # was: g = Δ A
-        dA += np.where(np.isneginf(g), 0, dg * step[..., t, :, None]).reshape(-1, *A.shape).sum(axis=0)
+        dA += np.where(np.isneginf(g), 0, dg * step[..., t, :, None]).sum(axis=each)
         dh = decayed(g, dh)
     dstep = dstep + dv * u_  # was: v = Δ u
     du = dv * step
@@ -105,5 +105,5 @@ def selective_scan_vjp(
         du = du + D_ * dy
     if delta_softplus:
         dstep = dstep * sigmoid(delta_ if bias is None else delta_ + bias)  # was: Δ = softplus(delta + bias)
-    dD, dbias = ((a * b).reshape(-1, A.shape[0]).sum(axis=0) for a, b in ((dy, u_), (dstep, np.ones_like(u_))))
+    dD, dbias = (dy * u_).sum(axis=(*each, -2)), dstep.sum(axis=(*each, -2))
     return rounded(SelectiveScanGradients(du, dstep, dA, dB, dC, dD, dz, dbias, dh), given)

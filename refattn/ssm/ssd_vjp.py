@@ -101,17 +101,18 @@ def ssd_vjp(
         dh = decayed(a, dh)
     forgets = np.isneginf(g)
     dstep = np.where(forgets, 0, dg * of_head(A_, dt)) + (dv * x_).sum(axis=-1)  # was: g = Δ A, v = Δ x
-    dA = _per_head(np.where(forgets, 0, dg * step), H)
+    dA = _per_head(np.where(forgets, 0, dg * step))
     dx = dv * step[..., None] if skip is None else dv * step[..., None] + skip * dy
     raw = raw_steps(dt_, bias)
     soft = softplus(raw) if dt_softplus else raw
     dstep = np.where((soft < dt_limit[0]) | (soft > dt_limit[1]), 0, dstep)  # was: Δ = clip(soft, *dt_limit)
     dstep = dstep * sigmoid(raw) if dt_softplus else dstep
     dB, dC = (sum_heads(d, heads_of(B)) for d in (dk, dq))
-    dD, dbias = _per_head((dy * x_).sum(axis=-1), H), _per_head(dstep, H)
+    dD, dbias = _per_head((dy * x_).sum(axis=-1)), _per_head(dstep)
     return rounded(SsdGradients(dx, dstep, dA, dB, dC, dD, dz, dbias, dh), given)
 
 
-def _per_head(x: Array, H: int) -> Array:
+def _per_head(x: Array) -> Array:
     """Return (..., H, T) summed up for each head, (H,)."""
-    return x.reshape(-1, H, x.shape[-1]).sum(axis=(0, 2))
+    x = x if x.ndim > 1 else x[None]
+    return np.asarray(x.sum(axis=(*range(x.ndim - 2), -1)))
