@@ -19,6 +19,7 @@ def _given(found: Near, x: Any) -> Any:
     return None if x is None else found.e
 
 
+STATES: tuple[str, ...] = ("initial_state", "dstate")
 TOKENS = {"u": -2, "delta": -2, "x": -2, "dt": -1, "B": -2, "C": -2, "z": -2, "do": -2}
 JOINED: dict[str, Any] = {f"d{name}": axis for name, axis in TOKENS.items()}
 JOINED |= dict.fromkeys(("dA", "dD", "ddelta_bias", "ddt_bias", "dweight", "dbias"), "sum")
@@ -32,7 +33,7 @@ def by_sequences(bound: Callable[..., Any]) -> Callable[..., Any]:
             return bound(*args, **options)
         names = bound.__annotations__
         found = dict(zip(names, args, strict=False)) | options
-        states = {name: found.pop(name, None) for name in ("initial_state", "dstate") if name in names}
+        states = {name: found.pop(name, None) for name in STATES if name in names}
         tokens = {name: (found.pop(name), TOKENS[name]) for name in [*found] if name in TOKENS}
         return packed(partial(bound, **found), cu_seqlens, tokens, states, **JOINED)
 

@@ -201,8 +201,10 @@ def _family(names: tuple[str, ...], build: Callable[..., Call], quick: tuple[str
 def _forms(operation: str, table: dict[str, Any], build: Callable[..., Call]) -> dict[str, Family]:
     """Return the families of a scan, of its recurrent and chunked forms, and of its derivative."""
     some = ("everything", "no_batch", "no_tokens", "one_token", "fast_t130", "packed", "forgets_nan")
-    chunked = ("everything+chunk=1", "no_batch+chunk=4", "no_tokens+chunk=3", "one_token+chunk=2", "t65+chunk=16")
-    chunked += ("packed+chunk=4", "forgets_nan+chunk=3", "fast_t130+chunk=64")
+    chunked = (
+        *("everything+chunk=1", "no_batch+chunk=4", "no_tokens+chunk=3", "one_token+chunk=2"),
+        *("t65+chunk=16", "packed+chunk=4", "forgets_nan+chunk=3", "fast_t130+chunk=64"),
+    )
     quick = tuple(name for name in chunked if "t65" not in name and "t130" not in name)
     return {
         operation: _family(tuple(table), build),
