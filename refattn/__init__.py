@@ -46,6 +46,27 @@ from refattn.linear.gated_delta_rule import (
 )
 from refattn.linear.kda import kda, kda_chunked, kda_recurrent, kda_vjp
 from refattn.linear.simple_gla import simple_gla, simple_gla_chunked, simple_gla_recurrent, simple_gla_vjp
+from refattn.linear.gated_linear_attention import (
+    gated_linear_attention,
+    gated_linear_attention_chunked,
+    gated_linear_attention_recurrent,
+    gated_linear_attention_vjp,
+)
+from refattn.linear.retention import (
+    retention,
+    retention_chunked,
+    retention_log_decay,
+    retention_recurrent,
+    retention_vjp,
+)
+from refattn.linear.lightning import (
+    lightning_attention,
+    lightning_attention_chunked,
+    lightning_attention_recurrent,
+    lightning_attention_vjp,
+    lightning_log_decay,
+)
+from refattn.linear.hgrn2 import hgrn2, hgrn2_chunked, hgrn2_recurrent, hgrn2_vjp
 from refattn.ssm.s4d import s4d, s4d_recurrent, s4d_vjp
 from refattn.ssm.selective_scan import selective_scan, selective_scan_chunked, selective_scan_recurrent
 from refattn.ssm.selective_scan_vjp import selective_scan_vjp
@@ -76,6 +97,7 @@ __all__ = [
     "AttentionGradients",
     "ConvGradients",
     "Explanation",
+    "Hgrn2Gradients",
     "KVCache",
     "LatentGradients",
     "LinearState",
@@ -125,12 +147,25 @@ __all__ = [
     "gated_delta_rule_chunked",
     "gated_delta_rule_recurrent",
     "gated_delta_rule_vjp",
+    "gated_linear_attention",
+    "gated_linear_attention_chunked",
+    "gated_linear_attention_recurrent",
+    "gated_linear_attention_vjp",
     "global_attention",
     "global_attention_vjp",
+    "hgrn2",
+    "hgrn2_chunked",
+    "hgrn2_recurrent",
+    "hgrn2_vjp",
     "kda",
     "kda_chunked",
     "kda_recurrent",
     "kda_vjp",
+    "lightning_attention",
+    "lightning_attention_chunked",
+    "lightning_attention_recurrent",
+    "lightning_attention_vjp",
+    "lightning_log_decay",
     "linear_frequencies",
     "llama3_frequencies",
     "local_attention",
@@ -152,6 +187,11 @@ __all__ = [
     "random_attention",
     "random_attention_vjp",
     "register",
+    "retention",
+    "retention_chunked",
+    "retention_log_decay",
+    "retention_recurrent",
+    "retention_vjp",
     "rope",
     "rope_vjp",
     "s4d",

@@ -95,13 +95,22 @@ class LinearState(NamedTuple):
 
 
 class RecurrentGradients(NamedTuple):
-    """What the derivatives on q, k and v of the linear-time family return, each like its input; None where not given."""
+    """What the derivatives on q, k and v of the linear-time family return, each like its input, or None."""
 
     dq: Array
     dk: Array
     dv: Array
     dlog_decay: Array | None
     dbeta: Array | None
+    dinitial_state: Array | None
+
+
+class Hgrn2Gradients(NamedTuple):
+    """What `hgrn2_vjp` returns; each has the shape and dtype of its input, None where that was not given."""
+
+    dq: Array
+    dlog_decay: Array
+    dv: Array
     dinitial_state: Array | None
 
 

@@ -10,7 +10,6 @@ with a scalar gate; Dao and Gu, 2024, arXiv:2405.21060, section 5 (the parallel 
 | G | the log of products of gates between two tokens |
 """
 
-import math
 from functools import partial
 from typing import Any
 
@@ -208,9 +207,8 @@ def simple_gla_chunked(
         call = partial(simple_gla_chunked, scale=scale, chunk=chunk)
         tokens = [(q, -2), (k, -2), (v, -2), (log_decay, -1)]
         return by_sequence(call, cu_seqlens, tokens, {"initial_state": initial_state})
-    dtype = compute_dtype(q.dtype)
-    state = first_state(initial_state, (*v.shape[:-2], q.shape[-1], v.shape[-1]), dtype)
-    o = np.empty((*max(q.shape[:-1], v.shape[:-1], key=math.prod), v.shape[-1]), q.dtype)
+    state = first_state(initial_state, (*v.shape[:-2], q.shape[-1], v.shape[-1]), compute_dtype(q.dtype))
+    o = np.empty((*(q if heads_of(q) > heads_of(v) else v).shape[:-1], v.shape[-1]), q.dtype)
     for c in range(0, q.shape[-2], chunk):
         t = slice(c, c + chunk)
         within = q[..., t, :], k[..., t, :], v[..., t, :], log_decay[..., t]
@@ -237,7 +235,7 @@ def simple_gla_vjp(
     .. math::
         dS_t = \text{scale} \cdot q_t\, do_t^T + e^{g_{t+1}} dS_{t+1}, \quad
         dq_t = \text{scale} \cdot S_t\, do_t, \quad dk_t = dS_t v_t, \quad dv_t = dS_t^T k_t, \quad
-        dg_t = \sum dS_t \odot e^{g_t} S_{t-1}
+        dg_t = e^{g_t} \sum dS_t \odot S_{t-1}
 
     Parameters
     ----------
@@ -285,7 +283,7 @@ def simple_gla_vjp(
         dS = dS + sum_heads(outer(size * q_[..., t, :], do_[..., t, :]), Hv)
         dk[..., t, :] = (dS @ v_[..., t, :, None])[..., 0]  # was: S = e^g S + k vᵀ
         dv[..., t, :] = (k_[..., t, None, :] @ dS)[..., 0, :]
-        dg[..., t] = (dS * decayed(a, states[t])).sum(axis=(-2, -1))
+        dg[..., t] = decayed(g[..., t], (dS * states[t]).sum(axis=(-2, -1)))
         dS = decayed(a, dS)
     return RecurrentGradients(
         sum_heads(dq, H).astype(q.dtype),
