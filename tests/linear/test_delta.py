@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import refattn
 from refattn.testing.recurrence.oracle import delta_scan
+from tests.mistakes.delta import failures_of_what_is_right
 
 NAMES = ("delta_rule", "gated_delta_rule", "kda")
 FORMS = ("", "_recurrent", "_chunked")
@@ -201,6 +202,26 @@ def test_nan_goes_on_by_way_of_other_rows(chunk):
         assert np.isnan(o).all() and np.isnan(state).all()
 
 
+@pytest.mark.parametrize("chunk", [2, 3, 8])
+def test_nan_goes_on_by_way_of_other_tokens(chunk):
+    """Row 0 is forgotten at token 1 and row 1 at token 2, so token 0 reaches token 2 only by way of token 1."""
+    x = draw(6, T=3, D=2) | {"initial_state": np.zeros((2, 2, 2)), "log_decays": np.zeros((2, 3, 2))}
+    x["log_decays"][:, 1, 0] = x["log_decays"][:, 2, 1] = -np.inf
+    x["v"][:, 0] = np.nan
+    for form, options in (("", {}), ("_recurrent", {}), ("_chunked", {"chunk": chunk})):
+        o, state = call("kda", x, form, **options)
+        assert np.isnan(o).all() and np.isnan(state).all(), form
+
+
+@pytest.mark.parametrize("name", NAMES[1:])
+def test_a_gate_that_forgets_has_no_gradient(name):
+    x = draw(4, T=11)
+    x["log_decay"][..., 5], x["log_decays"][..., 5, 1] = -np.inf, -np.inf
+    g = call(name, {"do": np.full((2, 11, 2), np.nan), **x}, "_vjp").dlog_decay
+    gate = g[..., 5, 1] if name == "kda" else g[..., 5]
+    assert (gate == 0).all() and np.isnan(g).sum() == g.size - gate.size
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_later_tokens_leave_no_trace(name):
     x = draw(7, T=10)
@@ -253,3 +274,10 @@ def test_dtypes(name, dtype):
         assert o.dtype == dtype and state.dtype == np.float32
         np.testing.assert_allclose(state, want.state, atol=1e-5)
         np.testing.assert_allclose(o, want.o, atol=1e-5, rtol=np.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("form", [*FORMS, "_vjp"])
+@pytest.mark.parametrize("name", NAMES)
+def test_what_the_mutants_are_made_from_is_right(name, form):
+    failed = failures_of_what_is_right(name, form)
+    assert [problem for problem in failed if form != "_chunked" or "nan" not in problem] == []
