@@ -8,18 +8,33 @@ from refattn_numba.attention import attention, attention_vjp
 from refattn_numba.bigbird import bigbird_attention, bigbird_attention_vjp
 from refattn_numba.block_sparse import block_sparse_attention, block_sparse_attention_vjp
 from refattn_numba.decode import attention_split_kv, merge_attention
+from refattn_numba.delta_rule import delta_rule, delta_rule_chunked, delta_rule_recurrent
 from refattn_numba.dilated import dilated_attention, dilated_attention_vjp
 from refattn_numba.fixed import fixed_attention, fixed_attention_vjp
 from refattn_numba.flash import flash_attention, flash_attention_vjp
+from refattn_numba.gated_delta_rule import gated_delta_rule, gated_delta_rule_chunked, gated_delta_rule_recurrent
+from refattn_numba.gated_linear_attention import (
+    gated_linear_attention,
+    gated_linear_attention_chunked,
+    gated_linear_attention_recurrent,
+)
 from refattn_numba.global_ import global_attention, global_attention_vjp
+from refattn_numba.hgrn2 import hgrn2, hgrn2_chunked, hgrn2_recurrent
+from refattn_numba.kda import kda, kda_chunked, kda_recurrent
+from refattn_numba.lightning import lightning_attention, lightning_attention_chunked, lightning_attention_recurrent
 from refattn_numba.local import local_attention, local_attention_vjp
 from refattn_numba.longformer import longformer_attention, longformer_attention_vjp
 from refattn_numba.mla import mla_attention, mla_attention_expanded, mla_attention_vjp
 from refattn_numba.multihead import multi_head_attention, multi_head_attention_vjp
 from refattn_numba.paged import paged_attention
 from refattn_numba.random_ import random_attention, random_attention_vjp
+from refattn_numba.retention import retention, retention_chunked, retention_recurrent
 from refattn_numba.rope import rope, rope_vjp
+from refattn_numba.rwkv5 import rwkv5, rwkv5_chunked, rwkv5_recurrent
+from refattn_numba.rwkv6 import rwkv6, rwkv6_chunked, rwkv6_recurrent
+from refattn_numba.rwkv7 import rwkv7, rwkv7_chunked, rwkv7_recurrent
 from refattn_numba.selected import lsh_attention, moba_attention, nsa_attention, topk_attention
+from refattn_numba.simple_gla import simple_gla, simple_gla_chunked, simple_gla_recurrent
 from refattn_numba.sparse import sparse_attention, sparse_attention_vjp
 from refattn_numba.strided import strided_attention, strided_attention_vjp
 from refattn_numba.threads import get_num_threads, set_num_threads
@@ -51,15 +66,33 @@ __all__ = [
     "bigbird_attention_vjp",
     "block_sparse_attention",
     "block_sparse_attention_vjp",
+    "delta_rule",
+    "delta_rule_chunked",
+    "delta_rule_recurrent",
     "dilated_attention",
     "dilated_attention_vjp",
     "fixed_attention",
     "fixed_attention_vjp",
     "flash_attention",
     "flash_attention_vjp",
+    "gated_delta_rule",
+    "gated_delta_rule_chunked",
+    "gated_delta_rule_recurrent",
+    "gated_linear_attention",
+    "gated_linear_attention_chunked",
+    "gated_linear_attention_recurrent",
     "get_num_threads",
     "global_attention",
     "global_attention_vjp",
+    "hgrn2",
+    "hgrn2_chunked",
+    "hgrn2_recurrent",
+    "kda",
+    "kda_chunked",
+    "kda_recurrent",
+    "lightning_attention",
+    "lightning_attention_chunked",
+    "lightning_attention_recurrent",
     "local_attention",
     "local_attention_vjp",
     "longformer_attention",
@@ -76,9 +109,24 @@ __all__ = [
     "paged_attention",
     "random_attention",
     "random_attention_vjp",
+    "retention",
+    "retention_chunked",
+    "retention_recurrent",
     "rope",
     "rope_vjp",
+    "rwkv5",
+    "rwkv5_chunked",
+    "rwkv5_recurrent",
+    "rwkv6",
+    "rwkv6_chunked",
+    "rwkv6_recurrent",
+    "rwkv7",
+    "rwkv7_chunked",
+    "rwkv7_recurrent",
     "set_num_threads",
+    "simple_gla",
+    "simple_gla_chunked",
+    "simple_gla_recurrent",
     "sparse_attention",
     "sparse_attention_vjp",
     "strided_attention",

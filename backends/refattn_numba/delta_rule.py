@@ -1,0 +1,50 @@
+"""The delta rule on the CPU: `scan_erase`."""
+
+from typing import Any
+
+from refattn.arrays import Array
+from refattn.results import Recurrent
+from refattn_numba.scan_erase import erased
+
+
+def delta_rule(
+    q: Array,
+    k: Array,
+    v: Array,
+    beta: Array,
+    *,
+    scale: float | None = None,
+    initial_state: Array | None = None,
+    cu_seqlens: Any = None,
+) -> Recurrent:
+    """As `refattn.delta_rule`."""
+    return erased(q, k, v, None, beta=beta, scale=scale, initial_state=initial_state, cu_seqlens=cu_seqlens)
+
+
+def delta_rule_recurrent(
+    q: Array,
+    k: Array,
+    v: Array,
+    beta: Array,
+    *,
+    scale: float | None = None,
+    initial_state: Array | None = None,
+    cu_seqlens: Any = None,
+) -> Recurrent:
+    """As `refattn.delta_rule_recurrent`."""
+    return delta_rule(q, k, v, beta, scale=scale, initial_state=initial_state, cu_seqlens=cu_seqlens)
+
+
+def delta_rule_chunked(
+    q: Array,
+    k: Array,
+    v: Array,
+    beta: Array,
+    *,
+    scale: float | None = None,
+    initial_state: Array | None = None,
+    cu_seqlens: Any = None,
+    chunk: int = 64,
+) -> Recurrent:
+    """As `refattn.delta_rule_chunked`; there are no chunks here."""
+    return delta_rule(q, k, v, beta, scale=scale, initial_state=initial_state, cu_seqlens=cu_seqlens)

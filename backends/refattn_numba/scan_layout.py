@@ -1,0 +1,94 @@
+"""Where the heads of a matrix-state recurrence lie: one line of a table for each state and for each head that reads it.
+
+Arrays are flat, of the dtype of computation. A *row* is one token of one head: row r of q is
+``q[r * D : (r + 1) * D]``, row r of v ``v[r * Dv : (r + 1) * Dv]``; gates have one axis, rows, or two, rows and D.
+Token t of a head stands t rows after its first. Packed sequences are shorter runs of the same rows.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from refattn.arrays import Array, compute_dtype
+from refattn_numba.layout import flat, read_only
+
+Q_ROW, K_ROW, V_ROW, O_ROW, STATE, TOKENS, HEAD = range(7)
+"""Columns of `Layout.heads`."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One call: S sequences (of the batch, or packed), Ho heads of o each."""
+
+    heads: Array
+    """(S * Ho, 7) int64: for each head of o of each sequence, the first rows of its q, its k, its v (and gates), its o;
+    the number of its state; how many tokens; which value head it reads (for what is the same for all sequences).
+    Sequence by sequence; the Ho / Hv heads that read one state stand together."""
+    readers: int
+    """Ho / Hv: how many heads read one state."""
+    D: int
+    Dv: int
+    dtype: np.dtype[Any]
+    state_shape: tuple[int, ...]
+    """(..., Hv, D, Dv) or (N, Hv, D, Dv)."""
+    o_shape: tuple[int, ...]
+    """(..., Ho, T, Dv)."""
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens all heads of o have together."""
+        return int(self.heads[:, TOKENS].sum())
+
+
+def layout(q: Array, k: Array, v: Array, cu_seqlens: Any = None) -> Layout:
+    """Return where the heads of q (..., H, T, D), k (..., Hk, T, D) and v (..., Hv, T, Dv) lie."""
+    H, Hk, Hv = (x.shape[-3] if x.ndim > 2 else 1 for x in (q, k, v))
+    Ho, (T, D), Dv, batch = max(H, Hv), q.shape[-2:], v.shape[-1], q.shape[:-3]
+    if cu_seqlens is None:
+        b, sequences = np.arange(math.prod(batch))[:, None], v.shape[:-2]
+        first, count = np.zeros_like(b), np.full_like(b, T)
+    else:
+        borders = np.asarray(cu_seqlens).astype(np.int64)
+        first, count = borders[:-1, None], np.diff(borders)[:, None]
+        b, sequences = np.zeros_like(first), (len(first), *v.shape[:-2])
+    n = np.arange(Ho)
+    m = n // (Ho // Hv)
+    s = np.arange(len(b))[:, None]
+    heads = np.stack(
+        np.broadcast_arrays(
+            (b * H + n // (Ho // H)) * T + first,
+            (b * Hk + m // (Hv // Hk)) * T + first,
+            (b * Hv + m) * T + first,
+            (b * Ho + n) * T + first,
+            s * Hv + m,
+            count,
+            m,
+        ),
+        axis=-1,
+    ).reshape(-1, 7)
+    lead = v.shape[:-1] if Ho == Hv else q.shape[:-1]
+    return Layout(
+        heads=read_only(heads.astype(np.int64)),
+        readers=Ho // Hv,
+        D=D,
+        Dv=Dv,
+        dtype=compute_dtype(q.dtype),
+        state_shape=(*sequences, D, Dv),
+        o_shape=(*lead, Dv),
+    )
+
+
+def states(call: Layout, given: Array | None) -> Array:
+    """Return a state for each, flat and to be written: those given, or zeros."""
+    state = np.zeros(math.prod(call.state_shape), call.dtype)
+    if given is not None:
+        state[:] = flat(given, call.dtype)
+    return state
+
+
+def gates(call: Layout, x: Array, per_key: bool) -> Array:
+    """Return gates as kernels read them: one axis for a number per row, two for D numbers per row."""
+    x = flat(x, call.dtype)
+    return read_only(x.reshape(-1, call.D)) if per_key else x
