@@ -36,6 +36,7 @@ from refattn_numba.rwkv7 import rwkv7, rwkv7_chunked, rwkv7_recurrent
 from refattn_numba.selected import lsh_attention, moba_attention, nsa_attention, topk_attention
 from refattn_numba.simple_gla import simple_gla, simple_gla_chunked, simple_gla_recurrent
 from refattn_numba.sparse import sparse_attention, sparse_attention_vjp
+from refattn_numba.ssd import ssd, ssd_chunked, ssd_recurrent
 from refattn_numba.strided import strided_attention, strided_attention_vjp
 from refattn_numba.threads import get_num_threads, set_num_threads
 from refattn_numba.varlen import attention_varlen, attention_varlen_vjp
@@ -129,6 +130,9 @@ __all__ = [
     "simple_gla_recurrent",
     "sparse_attention",
     "sparse_attention_vjp",
+    "ssd",
+    "ssd_chunked",
+    "ssd_recurrent",
     "strided_attention",
     "strided_attention_vjp",
     "topk_attention",

@@ -33,9 +33,11 @@ def scanned(
     per_key: bool = False,
     constant: bool = False,
     u: Array | None = None,
+    share: Array | None = None,
     scale: float | None = None,
     initial_state: Array | None = None,
     cu_seqlens: Any = None,
+    rounded: bool = True,
 ) -> Recurrent:
     """Return o and the last state of S = e^g S + k vᵀ, o = scale Sᵀ q.
 
@@ -47,6 +49,10 @@ def scanned(
         (..., Hv, T) or, if `per_key`, (..., Hv, T, D); if `constant`, without the axes before Hv and without T.
     u : array, (Hv, D), optional
         A bonus: o = scale (S + (u ⊙ k) vᵀ)ᵀ q of the state before.
+    share : array, (..., Hv, T), optional
+        What each value is multiplied by.
+    rounded : bool
+        Whether o is in the dtype of q; else it is in that of computation.
     """
     call = layout(q, k, v, cu_seqlens)
     o, state = np.empty(math.prod(call.o_shape), call.dtype), states(call, initial_state)
@@ -61,6 +67,7 @@ def scanned(
         None if log_decay is None else gates(call, log_decay, per_key),
         constant,
         None if u is None else flat(u, call.dtype),
+        None if share is None else flat(share, call.dtype),
         o,
         state,
         call.readers,
@@ -68,7 +75,8 @@ def scanned(
         call.Dv,
         scale_of(call, scale),
     )
-    return Recurrent(o.reshape(call.o_shape).astype(q.dtype, copy=False), state.reshape(call.state_shape))
+    o = o.reshape(call.o_shape)
+    return Recurrent(o.astype(q.dtype, copy=False) if rounded else o, state.reshape(call.state_shape))
 
 
 def scale_of(call: Layout, scale: float | None) -> Any:
@@ -99,6 +107,17 @@ def store_columns(S, rows, x, at, row, width):
     for r in range(rows):
         for n in range(width):
             x[at + r * row + n] = S[r * W + n]
+
+
+@njit(nogil=True)
+def weigh(v, tokens, share, row):
+    """Multiply the values of each token by its share."""
+    W = width_of(v)
+    if share is None:
+        return
+    for t in range(tokens):
+        for n in range(W):
+            v[t * W + n] *= share[row + t]
 
 
 @njit(nogil=True)
@@ -154,7 +173,7 @@ def bonuses(q, q_at, k, k_at, u, u_at, tokens, D, own, c):
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _scan(counter, items, space, heads, q, k, v, g, constant, u, o, state, readers, D, Dv, scale):
+def _scan(counter, items, space, heads, q, k, v, g, constant, u, share, o, state, readers, D, Dv, scale):
     W = width_of(space)
     blocks = -(-Dv // W)
     S, space = space[: D * W], space[D * W :]
@@ -179,6 +198,7 @@ def _scan(counter, items, space, heads, q, k, v, g, constant, u, o, state, reade
             wild = decays(g, g_row, moves, tokens, D, a)
             bonuses(q, q_at, k, k_at, u, heads[head, HEAD] * D, tokens, D, own, c)
             load_columns(v_block, tokens, v, v_at, Dv, width)
+            weigh(v_block, tokens, share, heads[head, V_ROW] + t0)
             t = 0
             while t < tokens:
                 a_at = t if g is None or g.ndim == 1 else t * D
