@@ -7,12 +7,7 @@ inputs, in their order; `refattn.models.tape` finds it by its name.
 import numpy as np
 
 from refattn.arrays import Array
-
-
-def _sum_to(dx: Array, shape: tuple[int, ...]) -> Array:
-    """Add up the axes along which an array of `shape` was repeated."""
-    dx = dx.sum(axis=tuple(range(dx.ndim - len(shape))))
-    return np.asarray(dx.sum(axis=tuple(n for n, size in enumerate(shape) if size == 1), keepdims=True).reshape(shape))
+from refattn.dense.common import sum_to
 
 
 def add(x: Array, y: Array) -> Array:
@@ -34,7 +29,7 @@ def add_vjp(do: Array, x: Array, y: Array) -> tuple[Array, Array]:
     >>> add_vjp(np.array([1.0, 1.0]), np.array([1.0, 2.0]), np.array([10.0]))
     (array([1., 1.]), array([2.]))
     """
-    return _sum_to(do, x.shape), _sum_to(do, y.shape)
+    return sum_to(do, x.shape), sum_to(do, y.shape)
 
 
 def multiply(x: Array, y: Array) -> Array:
@@ -56,7 +51,7 @@ def multiply_vjp(do: Array, x: Array, y: Array) -> tuple[Array, Array]:
     >>> multiply_vjp(np.array([1.0, 1.0]), np.array([1.0, 2.0]), np.array([10.0]))
     (array([10., 10.]), array([3.]))
     """
-    return _sum_to(do * y, x.shape), _sum_to(do * x, y.shape)
+    return sum_to(do * y, x.shape), sum_to(do * x, y.shape)
 
 
 def sigmoid(x: Array) -> Array:

@@ -1,7 +1,7 @@
 """Reverse mode by this project's own derivatives: a list of what was called, read backwards.
 
 Wengert, 1964, "A simple automatic derivative evaluation program". Nothing here knows a derivative: that of ``f`` is the
-function ``f_vjp`` that stands in the same module, for the layers of a network as for the operations of `refattn`.
+function ``f_vjp`` in the same module, and that of an operation of `refattn`, in whichever form, the one exported there.
 """
 
 import inspect
@@ -89,8 +89,7 @@ class Tape:
 def _pulled(step: Step, cotangents: list[Array]) -> list[tuple[Array, Array]]:
     """Return the arrays that a call was given, each with its gradient."""
     f = step.f
-    vjp = getattr(sys.modules[f.__module__], f"{f.__name__}_vjp")
-    result = vjp(*cotangents, *step.args, **step.kwargs)
+    result = _derivative_of(f)(*cotangents, *step.args, **step.kwargs)
     given = inspect.signature(f).bind(*step.args, **step.kwargs).arguments
     if hasattr(result, "_fields"):
         pairs = [(given.get(name[1:]), dx) for name, dx in result._asdict().items()]
@@ -99,3 +98,11 @@ def _pulled(step: Step, cotangents: list[Array]) -> list[tuple[Array, Array]]:
         floats = [x for x in given.values() if isinstance(x, np.ndarray) and x.dtype.kind not in "iub"]
         pairs = list(zip(floats, several, strict=True))
     return [(x, dx) for x, dx in pairs if isinstance(x, np.ndarray) and dx is not None]
+
+
+def _derivative_of(f: Callable[..., Any]) -> Callable[..., Any]:
+    name = f"{f.__name__.removesuffix('_chunked').removesuffix('_recurrent')}_vjp"
+    found = getattr(sys.modules[f.__module__], name, None) or getattr(sys.modules["refattn"], name, None)
+    if found is None:
+        raise LookupError(f"Tape: {f.__name__} has no derivative {name}")
+    return found  # type: ignore[no-any-return]
