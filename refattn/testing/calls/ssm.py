@@ -107,7 +107,7 @@ def _selective(name: str, rng: Rng, dtype: Any, vjp: bool = False) -> Call:
 
 SSDS = {
     **SHARED,
-    "two_groups": {"H": 4, "G": 2, "given": "D"},
+    "everything": {**SHARED["everything"], "H": 4, "G": 2},
     "every_head_its_own": {"H": 2, "G": 2, "given": "softplus"},
     "limits": {"given": "bias state", "raw": True, "options": {"dt_limit": (0.0, 0.5)}},
     "limits_softplus": {"given": "softplus bias", "options": {"dt_limit": (0.5, 0.9)}},
@@ -198,7 +198,7 @@ def _family(names: tuple[str, ...], build: Callable[..., Call], quick: tuple[str
     return Family(names, build, sixteen=names, quick=quick)
 
 
-def _forms(operation: str, table: dict[str, Any], build: Callable[..., Call]) -> dict[str, Family]:
+def _forms(operation: str, table: dict[str, Any], build: Callable[..., Call], *extra: str) -> dict[str, Family]:
     """Return the families of a scan, of its recurrent and chunked forms, and of its derivative."""
     some = ("everything", "no_batch", "no_tokens", "one_token", "fast_t130", "packed", "forgets_nan")
     chunked = (
@@ -208,8 +208,8 @@ def _forms(operation: str, table: dict[str, Any], build: Callable[..., Call]) ->
     quick = tuple(name for name in chunked if "t65" not in name and "t130" not in name)
     return {
         operation: _family(tuple(table), build),
-        f"{operation}_recurrent": _family(some, build),
-        f"{operation}_chunked": _family(chunked, build, quick),
+        f"{operation}_recurrent": _family((*some, *extra), build),
+        f"{operation}_chunked": _family((*chunked, *(f"{name}+chunk=4" for name in extra)), build, quick),
         f"{operation}_vjp": _family(tuple(table), partial(build, vjp=True)),
     }
 
@@ -221,7 +221,7 @@ FAMILIES: dict[str, Family] = {
     "s4d_recurrent": _family((*_S4D_TINY, "fast_t130"), _s4d, _S4D_TINY),
     "s4d_vjp": _family(tuple(S4DS), partial(_s4d, vjp=True), _S4D_TINY),
     **_forms("selective_scan", SCANS, _selective),
-    **_forms("ssd", SSDS, _ssd),
+    **_forms("ssd", SSDS, _ssd, "limits", "limits_softplus"),
     "causal_conv1d": _family(tuple(CONVS), _conv, _CONV_TINY),
     "causal_conv1d_vjp": _family(tuple(CONVS), partial(_conv, vjp=True), _CONV_TINY),
 }
