@@ -14,7 +14,7 @@ from numba import njit
 from refattn.arrays import Array
 from refattn.results import Recurrent
 from refattn_numba.layout import flat
-from refattn_numba.scan_layout import HEAD, K_ROW, O_ROW, Q_ROW, STATE, V_ROW, Layout, gates, layout, states
+from refattn_numba.scan_layout import HEAD, K_ROW, O_ROW, Q_ROW, STATE, V_ROW, Layout, first_states, gates, layout
 from refattn_numba.scan_layout import TOKENS as COUNT
 from refattn_numba.scan_simd import TOKENS, columns_of, dot, exp_row, walk_many, walk_one, width_of
 from refattn_numba.simd import fetch_add, lanes_of
@@ -55,7 +55,7 @@ def scanned(
         Whether o is in the dtype of q; else it is in that of computation.
     """
     call = layout(q, k, v, cu_seqlens)
-    o, state = np.empty(math.prod(call.o_shape), call.dtype), states(call, initial_state)
+    o, state = (np.empty(math.prod(shape), call.dtype) for shape in (call.o_shape, call.state_shape))
     run(
         _scan,
         len(call.heads) * -(-call.Dv // columns_of(call.dtype)),
@@ -68,6 +68,7 @@ def scanned(
         constant,
         None if u is None else flat(u, call.dtype),
         None if share is None else flat(share, call.dtype),
+        first_states(call, initial_state),
         o,
         state,
         call.readers,
@@ -173,7 +174,7 @@ def bonuses(q, q_at, k, k_at, u, u_at, tokens, D, own, c):
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _scan(counter, items, space, heads, q, k, v, g, constant, u, share, o, state, readers, D, Dv, scale):
+def _scan(counter, items, space, heads, q, k, v, g, constant, u, share, start, o, state, readers, D, Dv, scale):
     W = width_of(space)
     blocks = -(-Dv // W)
     S, space = space[: D * W], space[D * W :]
@@ -189,7 +190,7 @@ def _scan(counter, items, space, heads, q, k, v, g, constant, u, share, o, state
         head, column = item // blocks, item % blocks * W
         width, T = min(W, Dv - column), heads[head, COUNT]
         state_at = heads[head, STATE] * D * Dv + column
-        load_columns(S, D, state, state_at, Dv, width)
+        load_columns(S, D, start, state_at, Dv, width)
         for t0 in range(0, T, BLOCK):
             tokens = min(BLOCK, T - t0)
             q_at, k_at = (heads[head, Q_ROW] + t0) * D, (heads[head, K_ROW] + t0) * D

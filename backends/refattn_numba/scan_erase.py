@@ -15,7 +15,7 @@ from refattn.arrays import Array
 from refattn.results import Recurrent
 from refattn_numba.layout import flat
 from refattn_numba.scan import BLOCK, decays, forget, load_columns, scale_of, store_columns, workspace
-from refattn_numba.scan_layout import K_ROW, O_ROW, Q_ROW, STATE, V_ROW, gates, layout, states
+from refattn_numba.scan_layout import K_ROW, O_ROW, Q_ROW, STATE, V_ROW, first_states, gates, layout
 from refattn_numba.scan_layout import TOKENS as COUNT
 from refattn_numba.scan_simd import columns_of, read_state, step, width_of
 from refattn_numba.simd import fetch_add
@@ -52,7 +52,7 @@ def erased(
         Under which key is erased, and how much of each of its dimensions.
     """
     call = layout(q, k, v, cu_seqlens)
-    o, state = np.empty(math.prod(call.o_shape), call.dtype), states(call, initial_state)
+    o, state = (np.empty(math.prod(shape), call.dtype) for shape in (call.o_shape, call.state_shape))
     run(
         _erase,
         len(call.heads) * -(-call.Dv // columns_of(call.dtype)),
@@ -63,6 +63,7 @@ def erased(
         *(flat(x, call.dtype) for x in (q, k, v)),
         None if log_decay is None else gates(call, log_decay, per_key),
         *(None if x is None else flat(x, call.dtype) for x in (beta, kappa, share)),
+        first_states(call, initial_state),
         o,
         state,
         call.readers,
@@ -90,7 +91,7 @@ def erasing_keys(k, k_at, v_row, g, a, kappa, share, tokens, D, found, gone):
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def _erase(
-    counter, items, space, heads, q, k, v, g, beta, kappa, share, o, state, readers, D, Dv, scale
+    counter, items, space, heads, q, k, v, g, beta, kappa, share, start, o, state, readers, D, Dv, scale
 ):  # fmt: skip
     W = width_of(space)
     blocks = -(-Dv // W)
@@ -107,7 +108,7 @@ def _erase(
         head, column = item // blocks, item % blocks * W
         width, T = min(W, Dv - column), heads[head, COUNT]
         state_at = heads[head, STATE] * D * Dv + column
-        load_columns(S, D, state, state_at, Dv, width)
+        load_columns(S, D, start, state_at, Dv, width)
         for t0 in range(0, T, BLOCK):
             tokens = min(BLOCK, T - t0)
             q_at, k_at, v_row = (heads[head, Q_ROW] + t0) * D, (heads[head, K_ROW] + t0) * D, heads[head, V_ROW] + t0

@@ -80,12 +80,9 @@ def layout(q: Array, k: Array, v: Array, cu_seqlens: Any = None) -> Layout:
     )
 
 
-def states(call: Layout, given: Array | None) -> Array:
-    """Return a state for each, flat and to be written: those given, or zeros."""
-    state = np.zeros(math.prod(call.state_shape), call.dtype)
-    if given is not None:
-        state[:] = flat(given, call.dtype)
-    return state
+def first_states(call: Layout, given: Array | None) -> Array:
+    """Return the state of each head before its first token, flat: those given, or zeros."""
+    return flat(np.zeros(call.state_shape, call.dtype) if given is None else given, call.dtype)
 
 
 def gates(call: Layout, x: Array, per_key: bool) -> Array:
