@@ -1,8 +1,7 @@
 r"""The diagonal state space S4D: a sum of damped oscillations per channel, as a recurrence or as one convolution.
 
 Gu, Gupta, Goel and Re, 2022, "On the Parameterization and Initialization of Diagonal State Space Models",
-arXiv:2206.11893, eq. 3 (the recurrence and the kernel), section 3 (zero-order hold, the kernel as a Vandermonde
-product).
+arXiv:2206.11893, section 2 (zero-order hold), section 3 (the kernel of a diagonal A as a Vandermonde product).
 
 | here | paper |
 |---|---|

@@ -1,4 +1,4 @@
-"""The derivative of SSD (Mamba-2): Dao and Gu, 2024, arXiv:2405.21060, section 3.2 backwards in time."""
+"""The derivative of SSD (Mamba-2): Dao and Gu, 2024, arXiv:2405.21060, eq. 1 backwards in time."""
 
 import math
 from functools import partial
