@@ -38,8 +38,9 @@ PROBLEMS: dict[str, dict[str, Any]] = {
     "nan_seen": {"poison": {"v": 7}, "T": 12, "batch": ()},
 }
 GATED = ("t130_strong_decay", "forgotten_nan", "row_forgotten_nan")
-FEW = ("plain", "gqa_state", "gva_state_wide", "no_tokens", "packed", "t70")
-QUICK = ("one_head_2d_state", "gqa_state", "no_tokens", "packed+chunk=7", "packed", "row_forgotten_nan")
+FEW = ("one_head_2d_state", "gqa_state", "gva_state_wide", "no_tokens", "packed", "one_token", "t70")
+SMALL = ("one_head_2d_state", "gqa_state", "gva_state_wide", "no_tokens", "one_token")
+QUICK = (*SMALL, "packed_nan_before", "packed+chunk=7", "packed_nan_before+chunk=8", "row_forgotten_nan")
 
 
 def _tensors(spec: dict[str, Any], rng: Rng) -> Inputs:
@@ -117,9 +118,9 @@ def _strided(x: Array, step: int) -> Array:
 def _families(operation: str, axes: str) -> dict[str, Family]:
     names = tuple(name for name in PROBLEMS if axes or name not in GATED)
     rest = tuple(name for name in names if name in GATED or name == "packed_nan_before")
-    chunks = ("plain+chunk=1", "t70+chunk=16", "t130_no_decay+chunk=64", "packed+chunk=7", "no_tokens", "gqa_state")
+    chunks = ("plain+chunk=1", "t70+chunk=16", "t130_no_decay+chunk=64", "packed+chunk=7")
     more = tuple(f"{name}+chunk=8" for name in (*rest, "equal_keys_beta_0_1", "keys_of_1000"))
-    forms = {"": names, "_recurrent": (*FEW, *rest), "_chunked": (*FEW[:3], *chunks, *more), "_vjp": names}
+    forms = {"": names, "_recurrent": (*FEW, *rest), "_chunked": (*SMALL, *chunks, *more), "_vjp": names}
     found = {}
     for form, problems in forms.items():
 
@@ -127,7 +128,6 @@ def _families(operation: str, axes: str) -> dict[str, Family]:
             return build(operation, axes, name, rng, dtype)
 
         quick = tuple(name for name in problems if name in QUICK)
-        problems = tuple(dict.fromkeys(problems))
         found[operation + form] = Family(problems, draw, sixteen=problems, quick=quick)
     return found
 
