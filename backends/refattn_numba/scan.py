@@ -1,8 +1,8 @@
 """The matrix-state recurrences, a token at a time, with the state in the first cache.
 
-An item of work is one head of o and `width_of` columns of values: columns of S depend on nobody. Its part of S, D rows,
-is loaded, all tokens pass through it, and it is written back. So nothing is kept per chunk, no decay is ever divided
-by, and who takes an item, or where a sequence is cut, changes no bit.
+An item of work is one head of o and a few columns of values: columns of S depend on nobody. Its part of S, D rows, is
+loaded, all tokens pass through it, and it is written back. So nothing is kept per chunk, no decay is ever divided by,
+and who takes an item, how wide it is, or where a sequence is cut, changes no bit.
 """
 
 import math
@@ -16,12 +16,14 @@ from refattn.results import Recurrent
 from refattn_numba.layout import flat
 from refattn_numba.scan_layout import HEAD, K_ROW, O_ROW, Q_ROW, STATE, V_ROW, Layout, first_states, gates, layout
 from refattn_numba.scan_layout import TOKENS as COUNT
-from refattn_numba.scan_simd import TOKENS, columns_of, dot, exp_row, walk_many, walk_one, width_of
+from refattn_numba.scan_simd import NARROW, TOKENS, WIDE, columns_of, dot, exp_row, walk_many, walk_one
 from refattn_numba.simd import fetch_add, lanes_of
-from refattn_numba.threads import run
+from refattn_numba.threads import SMALL, get_num_threads, run
 
 BLOCK = 16
 """Tokens whose decays are computed together."""
+PAD = 64
+"""At least the numbers of a register."""
 
 
 def scanned(
@@ -55,45 +57,38 @@ def scanned(
         Whether o is in the dtype of q; else it is in that of computation.
     """
     call = layout(q, k, v, cu_seqlens)
+    gates_ = None if log_decay is None else gates(call, log_decay, per_key)
+    given = [None if x is None else flat(x, call.dtype) for x in (u, share)]
+    arrays = [flat(x, call.dtype) for x in (q, k, v)]
+    more = BLOCK * (call.D + 1) + call.D
+    found = launch(_scan, call, 3, more, scale, initial_state, *arrays, gates_, constant, *given)
+    return found._replace(o=found.o.astype(q.dtype, copy=False)) if rounded else found
+
+
+def launch(
+    kernel: Any, call: Layout, operations: int, more: int, scale: float | None, initial_state: Array | None, *args: Any
+) -> Recurrent:
+    """Run a kernel on all heads and columns, and return its o, in the dtype of computation, and its states.
+
+    `operations` are those on each number of S, `more` says how many numbers an item needs besides S, v and o.
+    """
     o, state = (np.empty(math.prod(shape), call.dtype) for shape in (call.o_shape, call.state_shape))
-    run(
-        _scan,
-        len(call.heads) * -(-call.Dv // columns_of(call.dtype)),
-        3.0 * call.tokens * call.D * call.Dv,
-        workspace(call, BLOCK * (call.D + 1)),
-        call.dtype,
-        call.heads,
-        *(flat(x, call.dtype) for x in (q, k, v)),
-        None if log_decay is None else gates(call, log_decay, per_key),
-        constant,
-        None if u is None else flat(u, call.dtype),
-        None if share is None else flat(share, call.dtype),
-        first_states(call, initial_state),
-        o,
-        state,
-        call.readers,
-        call.D,
-        call.Dv,
-        scale_of(call, scale),
-    )
-    o = o.reshape(call.o_shape)
-    return Recurrent(o.astype(q.dtype, copy=False) if rounded else o, state.reshape(call.state_shape))
-
-
-def scale_of(call: Layout, scale: float | None) -> Any:
-    """Return the scale in the dtype of computation: 1/sqrt(D) unless given."""
-    return call.dtype.type(1 / math.sqrt(call.D) if scale is None else scale)
-
-
-def workspace(call: Layout, more: int) -> int:
-    """Return how many numbers an item needs: S, v and o of a block of tokens, a row of keys, and `more`."""
-    return (call.D + 2 * BLOCK) * columns_of(call.dtype) + call.D + more + 64
+    work = float(operations) * call.tokens * call.D * call.Dv
+    registers = WIDE
+    if work >= SMALL and len(call.heads) * -(-call.Dv // columns_of(WIDE, call.dtype)) < get_num_threads():
+        registers = NARROW  # there would not be an item for each thread
+    W = columns_of(registers, call.dtype)
+    scale = call.dtype.type(1 / math.sqrt(call.D) if scale is None else scale)
+    arrays = (call.heads, *args, first_states(call, initial_state), o, state)
+    items, space = len(call.heads) * -(-call.Dv // W), (call.D + 2 * BLOCK + 1) * W + more + PAD
+    run(kernel, items, work, space, call.dtype, *arrays, call.readers, call.D, call.Dv, scale, registers)
+    return Recurrent(o.reshape(call.o_shape), state.reshape(call.state_shape))
 
 
 @njit(nogil=True)
-def load_columns(S, rows, x, at, row, width):
+def load_columns(registers, S, rows, x, at, row, width):
     """S[r, n] = x[at + r * row + n] for n < width, and 0 in the other columns."""
-    W = width_of(S)
+    W = len(registers) * lanes_of(S)
     for r in range(rows):
         for n in range(width):
             S[r * W + n] = x[at + r * row + n]
@@ -102,18 +97,18 @@ def load_columns(S, rows, x, at, row, width):
 
 
 @njit(nogil=True)
-def store_columns(S, rows, x, at, row, width):
+def store_columns(registers, S, rows, x, at, row, width):
     """x[at + r * row + n] = S[r, n] for n < width."""
-    W = width_of(S)
+    W = len(registers) * lanes_of(S)
     for r in range(rows):
         for n in range(width):
             x[at + r * row + n] = S[r * W + n]
 
 
 @njit(nogil=True)
-def weigh(v, tokens, share, row):
+def weigh(registers, v, tokens, share, row):
     """Multiply the values of each token by its share."""
-    W = width_of(v)
+    W = len(registers) * lanes_of(v)
     if share is None:
         return
     for t in range(tokens):
@@ -138,9 +133,9 @@ def decays(g, row, moves, tokens, D, a):
 
 
 @njit(nogil=True)
-def forget(S, D, g, row):
+def forget(registers, S, D, g, row):
     """Set to 0 the rows of S whose decay is exactly 0, whatever they hold."""
-    W = width_of(S)
+    W = len(registers) * lanes_of(S)
     if g is None:
         return
     numbers = g.reshape(-1)
@@ -150,9 +145,9 @@ def forget(S, D, g, row):
 
 
 @njit(nogil=True)
-def renew(S, D, g, row, k, k_at, v, v_at):
+def renew(registers, S, D, g, row, k, k_at, v, v_at):
     """Set to k vᵀ the rows of S whose decay is exactly 0, whatever they hold."""
-    W = width_of(S)
+    W = len(registers) * lanes_of(S)
     if g is None:
         return
     numbers = g.reshape(-1)
@@ -174,8 +169,10 @@ def bonuses(q, q_at, k, k_at, u, u_at, tokens, D, own, c):
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _scan(counter, items, space, heads, q, k, v, g, constant, u, share, start, o, state, readers, D, Dv, scale):
-    W = width_of(space)
+def _scan(
+    counter, items, space, heads, q, k, v, g, constant, u, share, start, o, state, readers, D, Dv, scale, registers
+):
+    W = len(registers) * lanes_of(space)
     blocks = -(-Dv // W)
     S, space = space[: D * W], space[D * W :]
     v_block, space = space[: BLOCK * W], space[BLOCK * W :]
@@ -190,7 +187,7 @@ def _scan(counter, items, space, heads, q, k, v, g, constant, u, share, start, o
         head, column = item // blocks, item % blocks * W
         width, T = min(W, Dv - column), heads[head, COUNT]
         state_at = heads[head, STATE] * D * Dv + column
-        load_columns(S, D, start, state_at, Dv, width)
+        load_columns(registers, S, D, start, state_at, Dv, width)
         for t0 in range(0, T, BLOCK):
             tokens = min(BLOCK, T - t0)
             q_at, k_at = (heads[head, Q_ROW] + t0) * D, (heads[head, K_ROW] + t0) * D
@@ -198,27 +195,27 @@ def _scan(counter, items, space, heads, q, k, v, g, constant, u, share, start, o
             g_row = heads[head, HEAD] if constant else heads[head, V_ROW] + t0
             wild = decays(g, g_row, moves, tokens, D, a)
             bonuses(q, q_at, k, k_at, u, heads[head, HEAD] * D, tokens, D, own, c)
-            load_columns(v_block, tokens, v, v_at, Dv, width)
-            weigh(v_block, tokens, share, heads[head, V_ROW] + t0)
+            load_columns(registers, v_block, tokens, v, v_at, Dv, width)
+            weigh(registers, v_block, tokens, share, heads[head, V_ROW] + t0)
             t = 0
             while t < tokens:
                 a_at = t if g is None or g.ndim == 1 else t * D
                 if t + TOKENS <= tokens and not wild:
                     walk_many(
-                        S, D, q, q_at + t * D, k, k_at + t * D, v_block, t * W, W, g, a, a_at, u, c, t,
+                        registers, S, D, q, q_at + t * D, k, k_at + t * D, v_block, t * W, W, g, a, a_at, u, c, t,
                         o_block, t * W, W, scale,
                     )  # fmt: skip
                     t += TOKENS
                     continue
                 if wild and u is None:
-                    forget(S, D, g, g_row + t * moves)
+                    forget(registers, S, D, g, g_row + t * moves)
                 walk_one(
-                    S, D, q, q_at + t * D, k, k_at + t * D, v_block, t * W, W, g, a, a_at, u, c, t,
+                    registers, S, D, q, q_at + t * D, k, k_at + t * D, v_block, t * W, W, g, a, a_at, u, c, t,
                     o_block, t * W, W, scale,
                 )  # fmt: skip
                 if wild and u is not None:
-                    renew(S, D, g, g_row + t * moves, k, k_at + t * D, v_block, t * W)
+                    renew(registers, S, D, g, g_row + t * moves, k, k_at + t * D, v_block, t * W)
                 t += 1
-            store_columns(o_block, tokens, o, o_at, Dv, width)
+            store_columns(registers, o_block, tokens, o, o_at, Dv, width)
         if head % readers == readers - 1:
-            store_columns(S, D, state, state_at, Dv, width)
+            store_columns(registers, S, D, state, state_at, Dv, width)

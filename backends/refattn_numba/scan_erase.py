@@ -5,21 +5,18 @@ change. So the pass that takes token t through S also reads S under the key of t
 written: each row is loaded and stored once a token. Only at the start of a block of tokens is S read by itself.
 """
 
-import math
 from typing import Any
 
-import numpy as np
 from numba import njit
 
 from refattn.arrays import Array
 from refattn.results import Recurrent
 from refattn_numba.layout import flat
-from refattn_numba.scan import BLOCK, decays, forget, load_columns, scale_of, store_columns, workspace
-from refattn_numba.scan_layout import K_ROW, O_ROW, Q_ROW, STATE, V_ROW, first_states, gates, layout
+from refattn_numba.scan import BLOCK, decays, forget, launch, load_columns, store_columns
+from refattn_numba.scan_layout import K_ROW, O_ROW, Q_ROW, STATE, V_ROW, gates, layout
 from refattn_numba.scan_layout import TOKENS as COUNT
-from refattn_numba.scan_simd import columns_of, read_state, step, width_of
-from refattn_numba.simd import fetch_add
-from refattn_numba.threads import run
+from refattn_numba.scan_simd import read_state, step
+from refattn_numba.simd import fetch_add, lanes_of
 
 
 def erased(
@@ -52,26 +49,11 @@ def erased(
         Under which key is erased, and how much of each of its dimensions.
     """
     call = layout(q, k, v, cu_seqlens)
-    o, state = (np.empty(math.prod(shape), call.dtype) for shape in (call.o_shape, call.state_shape))
-    run(
-        _erase,
-        len(call.heads) * -(-call.Dv // columns_of(call.dtype)),
-        4.0 * call.tokens * call.D * call.Dv,
-        workspace(call, 3 * BLOCK * call.D + columns_of(call.dtype)),
-        call.dtype,
-        call.heads,
-        *(flat(x, call.dtype) for x in (q, k, v)),
-        None if log_decay is None else gates(call, log_decay, per_key),
-        *(None if x is None else flat(x, call.dtype) for x in (beta, kappa, share)),
-        first_states(call, initial_state),
-        o,
-        state,
-        call.readers,
-        call.D,
-        call.Dv,
-        scale_of(call, scale),
-    )
-    return Recurrent(o.reshape(call.o_shape).astype(q.dtype, copy=False), state.reshape(call.state_shape))
+    gates_ = None if log_decay is None else gates(call, log_decay, per_key)
+    given = [None if x is None else flat(x, call.dtype) for x in (beta, kappa, share)]
+    arrays = [flat(x, call.dtype) for x in (q, k, v)]
+    found = launch(_erase, call, 4, 3 * BLOCK * call.D, scale, initial_state, *arrays, gates_, *given)
+    return found._replace(o=found.o.astype(q.dtype, copy=False))
 
 
 @njit(nogil=True)
@@ -91,9 +73,9 @@ def erasing_keys(k, k_at, v_row, g, a, kappa, share, tokens, D, found, gone):
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def _erase(
-    counter, items, space, heads, q, k, v, g, beta, kappa, share, start, o, state, readers, D, Dv, scale
+    counter, items, space, heads, q, k, v, g, beta, kappa, share, start, o, state, readers, D, Dv, scale, registers
 ):  # fmt: skip
-    W = width_of(space)
+    W = len(registers) * lanes_of(space)
     blocks = -(-Dv // W)
     S, space = space[: D * W], space[D * W :]
     v_block, space = space[: BLOCK * W], space[BLOCK * W :]
@@ -108,24 +90,25 @@ def _erase(
         head, column = item // blocks, item % blocks * W
         width, T = min(W, Dv - column), heads[head, COUNT]
         state_at = heads[head, STATE] * D * Dv + column
-        load_columns(S, D, start, state_at, Dv, width)
+        load_columns(registers, S, D, start, state_at, Dv, width)
         for t0 in range(0, T, BLOCK):
             tokens = min(BLOCK, T - t0)
             q_at, k_at, v_row = (heads[head, Q_ROW] + t0) * D, (heads[head, K_ROW] + t0) * D, heads[head, V_ROW] + t0
             wild = decays(g, v_row, 1, tokens, D, a)
             erasing_keys(k, k_at, v_row, g, a, kappa, share, tokens, D, found, gone)
-            load_columns(v_block, tokens, v, v_row * Dv + column, Dv, width)
-            read_state(S, D, found, 0, r)
+            load_columns(registers, v_block, tokens, v, v_row * Dv + column, Dv, width)
+            read_state(registers, S, D, found, 0, r)
             for t in range(tokens):
                 if wild:
-                    forget(S, D, g, v_row + t)
+                    forget(registers, S, D, g, v_row + t)
                     if kappa is None:
-                        read_state(S, D, found, t * D, r)
+                        read_state(registers, S, D, found, t * D, r)
                 a_at = t if g is None or g.ndim == 1 else t * D
+                then = min(t + 1, tokens - 1)
                 step(
-                    S, D, q, q_at + t * D, k, k_at + t * D, v_block, t * W, found, min(t + 1, tokens - 1) * D,
+                    registers, S, D, q, q_at + t * D, k, k_at + t * D, v_block, t * W, found, then * D,
                     g, a, a_at, beta, v_row + t, kappa, gone, t * D, r, o_block, t * W, scale,
                 )  # fmt: skip
-            store_columns(o_block, tokens, o, (heads[head, O_ROW] + t0) * Dv + column, Dv, width)
+            store_columns(registers, o_block, tokens, o, (heads[head, O_ROW] + t0) * Dv + column, Dv, width)
         if head % readers == readers - 1:
-            store_columns(S, D, state, state_at, Dv, width)
+            store_columns(registers, S, D, state, state_at, Dv, width)

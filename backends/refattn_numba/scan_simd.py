@@ -1,8 +1,8 @@
 """The inner loops of the scans, as LLVM IR: a few columns of a state S, and the tokens that pass through it.
 
-S is D rows, one per key dimension, of `width_of` columns: VECTORS registers. A row is loaded and stored once per pass,
-and the sums that make o stay in registers. They run along D in order, and every token sees the same operations in
-whatever block of tokens it falls: so a sequence may be cut anywhere, and no bit changes.
+S is D rows, one per key dimension, of a few registers. A row is loaded and stored once per pass, and the sums that make
+o stay in registers. They run along D in order, and every token and column sees the same operations in whatever block of
+tokens and columns it falls: so a sequence may be cut anywhere, and no bit changes.
 
 What a scan has (decays per token, per key, or none; a bonus) is read off the types of its arguments: None, or an array
 of one or two axes. Arguments called ``x, at`` are as in `simd`.
@@ -17,27 +17,19 @@ from numba.extending import intrinsic
 
 from refattn_numba.simd import _pointer
 from refattn_numba.simd_rows import _folded
-from refattn_numba.vectors import FLOATS, I64, POWERS, REGISTERS, VECTOR_BYTES, Vectors
+from refattn_numba.vectors import I64, POWERS, REGISTERS, VECTOR_BYTES, Vectors
 
-VECTORS, TOKENS = (4, 2) if REGISTERS == 32 else (2, 2)
-"""Registers in a row of S, and tokens of a pass where nothing is erased: v and o of each are in registers."""
+WIDE, NARROW = ((0,) * 4, (0,) * 2) if REGISTERS == 32 else ((0,) * 2, (0,))
+"""As many zeros as there are registers in a row of S: a tuple has its length in its type."""
+TOKENS = 2
+"""Tokens of a pass where nothing is erased: v and o of each are in registers."""
 LOG2E = {32: (1.4426950216293335, 1.9259629911266175e-08), 64: (1.4426950408889634, 2.0355273740931033e-17)}
 """1 / log(2) as the nearest number of that many bits, and what is missing."""
 
 
-def columns_of(dtype):
+def columns_of(registers, dtype):
     """Return how many columns of a state are walked together."""
-    return VECTORS * VECTOR_BYTES // dtype.itemsize
-
-
-@intrinsic
-def width_of(typing, array):
-    """Return `columns_of` the dtype of an array, as a constant."""
-
-    def generate(context, builder, signature, args):
-        return ir.Constant(I64, VECTORS * VECTOR_BYTES // (FLOATS[signature.args[0].dtype][1] // 8))
-
-    return types.int64(array), generate
+    return len(registers) * VECTOR_BYTES // dtype.itemsize
 
 
 def _exp(builder, vec, x):
@@ -116,16 +108,28 @@ def dot(typing, x, x_at, y, y_at, size):
 
 
 class _Pass:
-    """What the passes over S below share: its rows, registers of W columns, and numbers that are spread over one."""
+    """What the passes over S below share: arguments by name, the rows of S, and numbers spread over a register."""
 
-    def __init__(self, context, builder, kinds, S):
-        self.context, self.builder, self.kinds = context, builder, kinds
-        self.vec = Vectors(builder, kinds[0].dtype)
-        self.state = self.pointer(0, S, ir.Constant(I64, 0))
-        self.columns = [ir.Constant(I64, n * self.vec.lanes) for n in range(VECTORS)]
+    def __init__(self, context, builder, names, signature, args):
+        self.context, self.builder = context, builder
+        self.kinds, self.values = (dict(zip(names.split(), x, strict=True)) for x in (signature.args, args))
+        self.vec = Vectors(builder, self.kinds["S"].dtype)
+        self.state = self.pointer("S", None)
+        self.columns = [ir.Constant(I64, n * self.vec.lanes) for n in range(len(self.kinds["registers"]))]
 
-    def pointer(self, n, array, at):
-        return _pointer(self.context, self.builder, self.kinds[n], array, at)
+    def has(self, name):
+        return self.kinds[name] != types.none
+
+    def axes(self, name):
+        return self.kinds[name].ndim if self.has(name) else 0
+
+    def pointer(self, name, at):
+        first = ir.Constant(I64, 0) if at is None else self.values[at]
+        return _pointer(self.context, self.builder, self.kinds[name], self.values[name], first)
+
+    def rows(self, name, at, step, count):
+        pointer = self.pointer(name, at)
+        return [self.builder.gep(pointer, [self.builder.mul(step, ir.Constant(I64, n))]) for n in range(count)]
 
     def cells(self, pointer):
         return [self.builder.gep(pointer, [column]) for column in self.columns]
@@ -138,15 +142,16 @@ class _Pass:
             self.vec.store(value, cell)
 
     def row(self, d):
-        return self.builder.gep(self.state, [self.builder.mul(d, ir.Constant(I64, VECTORS * self.vec.lanes))])
+        return self.builder.gep(self.state, [self.builder.mul(d, ir.Constant(I64, len(self.columns) * self.vec.lanes))])
 
-    def spread(self, pointer, index):
+    def spread(self, pointer, index=None):
+        index = ir.Constant(I64, 0) if index is None else index
         return self.vec.splat(self.builder.load(self.builder.gep(pointer, [index])))
 
     def sums(self, first=None):
         """Return places for the sums of one row, which begin at `first` or 0."""
         places = [cgutils.alloca_once(self.builder, self.vec.vector) for _ in self.columns]
-        for place, value in zip(places, first or [self.vec.constant(0.0)] * VECTORS, strict=True):
+        for place, value in zip(places, first or [self.vec.constant(0.0)] * len(places), strict=True):
             self.builder.store(value, place)
         return places
 
@@ -157,46 +162,41 @@ class _Pass:
     def totals(self, places):
         return [self.builder.load(place) for place in places]
 
+    def scaled(self, places):
+        size = self.vec.splat(self.values["scale"])
+        return [self.builder.fmul(size, x) for x in self.totals(places)]
+
 
 def _walk(tokens):
     """Return an intrinsic that takes `tokens` tokens through S."""
 
     @intrinsic
-    def walk(typing, S, D, q, q_at, k, k_at, v, v_at, v_row, g, a, a_at, u, c, c_at, o, o_at, o_row, scale):
+    def walk(typing, registers, S, D, q, q_at, k, k_at, v, v_at, v_row, g, a, a_at, u, c, c_at, o, o_at, o_row, scale):
         """S = e^g S + k vᵀ and o = scale Sᵀ q; with a bonus, o = scale (Sᵀ q + c v) before that.
 
         a holds e^g, a number per token (g has one axis) or D of them (two); g and u only say what there is.
         """
+        names = "registers S D q q_at k k_at v v_at v_row g a a_at u c c_at o o_at o_row scale"
 
         def generate(context, builder, signature, args):
-            S, D, q, q_at, k, k_at, v, v_at, v_row, _, a, a_at, _, c, c_at, o, o_at, o_row, scale = args
-            kinds = signature.args
-            at = _Pass(context, builder, kinds, S)
-            vec = at.vec
-            decay = 0 if kinds[9] == types.none else kinds[9].ndim
-            before = kinds[12] != types.none
-
-            def rows(n, array, first, step):
-                pointer = at.pointer(n, array, first)
-                return [builder.gep(pointer, [builder.mul(step, ir.Constant(I64, j))]) for j in range(tokens)]
-
-            queries, keys = rows(2, q, q_at, D), rows(4, k, k_at, D)
-            values = [at.loads(row) for row in rows(6, v, v_at, v_row)]
-            decays = rows(10, a, a_at, D if decay == 2 else ir.Constant(I64, 1))
-            zero = ir.Constant(I64, 0)
-            constant = [at.spread(row, zero) if decay == 1 else None for row in decays]
-            bonus = [None] * tokens
-            if before:
-                own = [at.spread(row, zero) for row in rows(13, c, c_at, ir.Constant(I64, 1))]
-                bonus = [[builder.fmul(own[j], value) for value in values[j]] for j in range(tokens)]
-            sums = [at.sums(bonus[j]) for j in range(tokens)]
+            at = _Pass(context, builder, names, signature, args)
+            vec, D, one, decay = at.vec, at.values["D"], ir.Constant(I64, 1), at.axes("g")
+            queries, keys = at.rows("q", "q_at", D, tokens), at.rows("k", "k_at", D, tokens)
+            values = [at.loads(row) for row in at.rows("v", "v_at", at.values["v_row"], tokens)]
+            decays = at.rows("a", "a_at", D if decay == 2 else one, tokens)
+            constant = [at.spread(row) if decay == 1 else None for row in decays]
+            first = [None] * tokens
+            if at.has("u"):
+                own = [at.spread(row) for row in at.rows("c", "c_at", one, tokens)]
+                first = [[builder.fmul(own[j], value) for value in values[j]] for j in range(tokens)]
+            sums = [at.sums(first[j]) for j in range(tokens)]
             with cgutils.for_range(builder, D) as loop:
                 d = loop.index
                 here = at.row(d)
                 state = at.loads(here)
                 for j in range(tokens):
                     key, query = at.spread(keys[j], d), at.spread(queries[j], d)
-                    if before:
+                    if at.has("u"):
                         at.add(sums[j], query, state)
                     if decay == 0:
                         state = [vec.fma(key, x, s) for x, s in zip(values[j], state, strict=True)]
@@ -204,16 +204,15 @@ def _walk(tokens):
                         kept = constant[j] if decay == 1 else at.spread(decays[j], d)
                         new = [builder.fmul(key, x) for x in values[j]]
                         state = [vec.fma(kept, s, x) for s, x in zip(state, new, strict=True)]
-                    if not before:
+                    if not at.has("u"):
                         at.add(sums[j], query, state)
                 at.stores(state, here)
-            size = vec.splat(scale)
-            for place, row in zip(sums, rows(15, o, o_at, o_row), strict=True):
-                at.stores([builder.fmul(size, x) for x in at.totals(place)], row)
+            for places, row in zip(sums, at.rows("o", "o_at", at.values["o_row"], tokens), strict=True):
+                at.stores(at.scaled(places), row)
             return context.get_dummy_value()
 
         i = types.intp
-        return types.void(S, i, q, i, k, i, v, i, i, g, a, i, u, c, i, o, i, i, S.dtype), generate
+        return types.void(registers, S, i, q, i, k, i, v, i, i, g, a, i, u, c, i, o, i, i, S.dtype), generate
 
     return walk
 
@@ -222,70 +221,66 @@ walk_one, walk_many = _walk(1), _walk(TOKENS)
 
 
 @intrinsic
-def read_state(typing, S, D, k, k_at, r):
+def read_state(typing, registers, S, D, k, k_at, r):
     """Put Sᵀ k into r, added up as `step` does it."""
 
     def generate(context, builder, signature, args):
-        S, D, k, k_at, r = args
-        at = _Pass(context, builder, signature.args, S)
-        key, sums = at.pointer(2, k, k_at), at.sums()
-        with cgutils.for_range(builder, D) as loop:
+        at = _Pass(context, builder, "registers S D k k_at r", signature, args)
+        key, sums = at.pointer("k", "k_at"), at.sums()
+        with cgutils.for_range(builder, at.values["D"]) as loop:
             at.add(sums, at.spread(key, loop.index), at.loads(at.row(loop.index)))
-        at.stores(at.totals(sums), at.pointer(4, r, ir.Constant(I64, 0)))
+        at.stores(at.totals(sums), at.pointer("r", None))
         return context.get_dummy_value()
 
-    return types.void(S, types.intp, k, types.intp, r), generate
+    return types.void(registers, S, types.intp, k, types.intp, r), generate
 
 
 @intrinsic
 def step(
-    typing, S, D, q, q_at, k, k_at, v, v_at, then, then_at, g, a, a_at, beta, beta_at, kappa, b, b_at, r, o, o_at, scale
+    typing, registers, S, D, q, q_at, k, k_at, v, v_at, then, then_at, g, a, a_at, beta, beta_at, kappa, b, b_at, r,
+    o, o_at, scale,
 ):  # fmt: skip
     """Take one token through S by a rule that erases, and put what the next token will erase into r.
 
     r holds what is found under this token's key. With beta, S = e^g S + k (beta (v - e^g r))ᵀ, where r is not decayed
     yet if g has one axis; with kappa, S = e^g S + k vᵀ - b rᵀ. Then o = scale Sᵀ q and r = Sᵀ then.
     """
+    names = "registers S D q q_at k k_at v v_at then then_at g a a_at beta beta_at kappa b b_at r o o_at scale"
 
     def generate(context, builder, signature, args):
-        S, D, q, q_at, k, k_at, v, v_at, then, then_at, _, a, a_at, beta, beta_at, _, b, b_at, r, o, o_at, scale = args
-        kinds = signature.args
-        at = _Pass(context, builder, kinds, S)
-        vec, zero = at.vec, ir.Constant(I64, 0)
-        decay = 0 if kinds[10] == types.none else kinds[10].ndim
-        query, key, coming = at.pointer(2, q, q_at), at.pointer(4, k, k_at), at.pointer(8, then, then_at)
-        found, decays = at.pointer(18, r, zero), at.pointer(11, a, a_at)
-        value, held = at.loads(at.pointer(6, v, v_at)), at.loads(found)
-        constant = at.spread(decays, zero) if decay == 1 else None
-        if kinds[15] == types.none:
-            held = [builder.fmul(constant, x) for x in held] if decay == 1 else held
-            share = at.spread(at.pointer(13, beta, beta_at), zero)
-            value = [builder.fmul(share, builder.fsub(x, y)) for x, y in zip(value, held, strict=True)]
-        else:
-            erase = at.pointer(16, b, b_at)
+        at = _Pass(context, builder, names, signature, args)
+        vec, decay, found = at.vec, at.axes("g"), at.pointer("r", None)
+        query, key, coming = (at.pointer(name, f"{name}_at") for name in ("q", "k", "then"))
+        decays, gone = at.pointer("a", "a_at"), at.pointer("b", "b_at")
+        value, held = at.loads(at.pointer("v", "v_at")), at.loads(found)
+        constant = at.spread(decays) if decay == 1 else None
+        if at.has("kappa"):
             held = [builder.fsub(vec.constant(-0.0), x) for x in held]
+        else:
+            held = [builder.fmul(constant, x) for x in held] if decay == 1 else held
+            share = at.spread(at.pointer("beta", "beta_at"))
+            value = [builder.fmul(share, builder.fsub(x, y)) for x, y in zip(value, held, strict=True)]
         read, next_held = at.sums(), at.sums()
-        with cgutils.for_range(builder, D) as loop:
+        with cgutils.for_range(builder, at.values["D"]) as loop:
             d = loop.index
             here = at.row(d)
             state, factor = at.loads(here), at.spread(key, d)
-            if kinds[15] != types.none:
-                gone = at.spread(erase, d)
-                new = [vec.fma(factor, x, builder.fmul(gone, y)) for x, y in zip(value, held, strict=True)]
-            elif decay:
+            if decay == 0:
+                state = [vec.fma(factor, x, s) for x, s in zip(value, state, strict=True)]
+            else:
                 new = [builder.fmul(factor, x) for x in value]
-            if decay:
+                if at.has("kappa"):
+                    erase = at.spread(gone, d)
+                    new = [vec.fma(erase, x, y) for x, y in zip(held, new, strict=True)]
                 kept = constant if decay == 1 else at.spread(decays, d)
                 state = [vec.fma(kept, s, x) for s, x in zip(state, new, strict=True)]
-            else:
-                state = [vec.fma(factor, x, s) for s, x in zip(state, value, strict=True)]
             at.stores(state, here)
             at.add(read, at.spread(query, d), state)
             at.add(next_held, at.spread(coming, d), state)
         at.stores(at.totals(next_held), found)
-        size = vec.splat(scale)
-        at.stores([builder.fmul(size, x) for x in at.totals(read)], at.pointer(19, o, o_at))
+        at.stores(at.scaled(read), at.pointer("o", "o_at"))
         return context.get_dummy_value()
 
     i = types.intp
-    return types.void(S, i, q, i, k, i, v, i, then, i, g, a, i, beta, i, kappa, b, i, r, o, i, S.dtype), generate
+    kinds = (registers, S, i, q, i, k, i, v, i, then, i, g, a, i, beta, i, kappa, b, i, r, o, i, S.dtype)
+    return types.void(*kinds), generate

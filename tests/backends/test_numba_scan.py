@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import refattn_numba
 from numba import njit
-from refattn_numba import scan_simd, threads
+from refattn_numba import scan, scan_simd, threads
 
 import refattn
 
@@ -91,6 +91,20 @@ def test_results_do_not_depend_on_threads(operation, monkeypatch):
         refattn_numba.set_num_threads(n)
         results.append(numba(operation, arrays))
     assert_same(*results)
+
+
+@pytest.mark.parametrize("operation", ["simple_gla", "kda"])
+def test_nor_on_how_many_columns_are_taken_together(operation, monkeypatch):
+    """With more threads than items, items are narrower."""
+    arrays, _ = problem(operation, 70, D=33, Dv=50)
+    wide = numba(operation, arrays)
+    monkeypatch.setattr(threads, "SMALL", 0)
+    monkeypatch.setattr(scan, "SMALL", 0)
+    refattn_numba.set_num_threads(7)
+    taken = []
+    monkeypatch.setattr(scan, "run", lambda *args: [taken.append(len(args[-1])), threads.run(*args)])
+    assert_same(numba(operation, arrays), wide)
+    assert taken == [len(scan_simd.NARROW)] != [len(scan_simd.WIDE)]
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
