@@ -22,6 +22,7 @@ from refattn_numba.global_ import global_attention, global_attention_vjp
 from refattn_numba.hgrn2 import hgrn2, hgrn2_chunked, hgrn2_recurrent
 from refattn_numba.kda import kda, kda_chunked, kda_recurrent
 from refattn_numba.lightning import lightning_attention, lightning_attention_chunked, lightning_attention_recurrent
+from refattn_numba.linear_attention import linear_attention, linear_attention_chunked, linear_attention_recurrent
 from refattn_numba.local import local_attention, local_attention_vjp
 from refattn_numba.longformer import longformer_attention, longformer_attention_vjp
 from refattn_numba.mla import mla_attention, mla_attention_expanded, mla_attention_vjp
@@ -94,6 +95,9 @@ __all__ = [
     "lightning_attention",
     "lightning_attention_chunked",
     "lightning_attention_recurrent",
+    "linear_attention",
+    "linear_attention_chunked",
+    "linear_attention_recurrent",
     "local_attention",
     "local_attention_vjp",
     "longformer_attention",
