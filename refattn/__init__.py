@@ -76,6 +76,7 @@ from refattn.ssm.causal_conv1d import causal_conv1d, causal_conv1d_vjp
 from refattn.results import (
     AttentionGradients,
     ConvGradients,
+    Hgrn2Gradients,
     LatentGradients,
     LinearState,
     LongformerGradients,

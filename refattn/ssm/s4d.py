@@ -28,7 +28,9 @@ from refattn.ssm.common import rounded, widened
 
 def _complex(real: Array, imag: Array, dtype: Any) -> Array:
     """Return real + i imag, of which each part has that dtype."""
-    return np.asarray(real.astype(dtype) + imag.astype(dtype) * np.result_type(dtype, np.complex64).type(1j))
+    x = np.empty(real.shape, np.result_type(dtype, np.complex64))
+    x.real, x.imag = real, imag
+    return x
 
 
 def _pair(x: Array) -> Array:

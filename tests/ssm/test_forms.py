@@ -133,6 +133,9 @@ def test_what_is_forgotten_has_no_gradient(operation):
     for name in (f"d{own}", "dB", "dC"):
         np.testing.assert_array_equal(getattr(got, name)[..., clean, :], getattr(want, name)[..., clean, :])
         assert np.isfinite(getattr(want, name)).all()
+    assert np.isfinite(want[1]).all()
+    x["do"][..., 6, :] = np.nan
+    assert (getattr(refattn, operation)(**x, **options).dA == 0).all()
 
 
 @pytest.mark.parametrize("operation", [name for name in ALL if "s4d" not in name])
