@@ -46,6 +46,23 @@ def decayed(g: Array, x: Array) -> Array:
     return np.where(np.isneginf(g), np.zeros((), x.dtype), np.exp(g) * x)
 
 
+def sums_through(g: Array, axis: int = -1) -> Array:
+    """Return Σ_{s <= t} g_s for each token t: -inf after a gate of -inf, even if there was NaN before.
+
+    Examples
+    --------
+    >>> sums_through(np.array([-1.0, np.nan, -np.inf, -2.0]))
+    array([ -1.,  nan, -inf, -inf])
+    """
+    gone = np.logical_or.accumulate(np.isneginf(g), axis=axis)
+    return np.where(gone, -np.inf, np.cumsum(g, axis=axis))
+
+
+def sum_of(g: Array) -> Array:
+    """Return Σ_s g_s, (...) of (..., T): -inf if one gate is -inf, even if others are NaN."""
+    return np.where(np.isneginf(g).any(axis=-1), -np.inf, g.sum(axis=-1))
+
+
 def segment_sums(g: Array) -> Array:
     r"""Return the sums of log-decays between tokens, (..., T, T), each added up by itself.
 
@@ -69,13 +86,13 @@ def segment_sums(g: Array) -> Array:
     T = g.shape[-1]
     below = np.tri(T, k=-1, dtype=bool)
     steps = np.where(below, g[..., :, None], 0)  # g_i at each j < i
-    return np.where(np.tri(T, dtype=bool), np.cumsum(steps, axis=-2), -np.inf)
+    return np.where(np.tri(T, dtype=bool), sums_through(steps, axis=-2), -np.inf)
 
 
 def sums_after(g: Array) -> Array:
     """Return Σ_{s > j} g_s for each token j, (..., T): the log-decay from there to the end."""
     later = np.concatenate([g[..., 1:], np.zeros_like(g[..., :1])], axis=-1)
-    return np.asarray(np.flip(np.cumsum(np.flip(later, axis=-1), axis=-1), axis=-1))
+    return np.asarray(np.flip(sums_through(np.flip(later, axis=-1)), axis=-1))
 
 
 def outer(k: Array, v: Array) -> Array:
@@ -228,7 +245,7 @@ def check_packing(operation: str, cu_seqlens: Any, q: Any) -> None:
     """Refuse borders of packed sequences that do not run from 0 to T, and batches of packed sequences."""
     if cu_seqlens is None:
         return
-    if getattr(getattr(cu_seqlens, "dtype", None), "kind", "") not in "iu" or cu_seqlens.ndim != 1:
+    if getattr(getattr(cu_seqlens, "dtype", None), "kind", "") not in ("i", "u") or cu_seqlens.ndim != 1:
         got = f"{getattr(cu_seqlens, 'dtype', type(cu_seqlens).__name__)} {getattr(cu_seqlens, 'shape', '')}".strip()
         raise TypeError(f"{operation}: cu_seqlens is {got}; wanted an array of integers, (N + 1,)")
     T = q.shape[-2]

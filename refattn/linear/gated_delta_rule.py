@@ -1,7 +1,6 @@
 r"""The gated delta rule: a memory that decays as a whole, and in which a write replaces what its key held before.
 
-Yang, Kautz and Hatamizadeh, 2024, "Gated Delta Networks: Improving Mamba2 with Delta Rule", arXiv:2412.06464, equation
-10 and the chunked form after it. S (D, Dv) is the paper's Sᵀ, e^{log_decay} its α, and e^G its Γ.
+Yang et al., 2024, arXiv:2412.06464, eq. 10. S (D, Dv) is the paper's Sᵀ, e^{log_decay} its α, and e^G its Γ.
 """
 
 from functools import partial
@@ -23,7 +22,9 @@ from refattn.linear.common import (
     segment_sums,
     share_heads,
     sum_heads,
+    sum_of,
     sums_after,
+    sums_through,
 )
 from refattn.linear.triangular import solve_lower
 from refattn.results import Recurrent, RecurrentGradients
@@ -83,7 +84,7 @@ def gated_delta_rule(
     S = first_state(initial_state, (*v.shape[:-2], q.shape[-1], v.shape[-1]), dtype)
     g, b, v_ = log_decay.astype(dtype), beta.astype(dtype)[..., None], v.astype(dtype)
     q_, k_ = share_heads(q.astype(dtype) * scale_of(q, scale), Ho), share_heads(k.astype(dtype), Hv)
-    G, before = segment_sums(g), np.cumsum(g, axis=-1)[..., None]  # (..., Hv, T, T), (..., Hv, T, 1)
+    G, before = segment_sums(g), sums_through(g)[..., None]  # (..., Hv, T, T), (..., Hv, T, 1)
     seen = ~np.isneginf(G)
     A = b * decayed(G, k_ @ k_.swapaxes(-1, -2))
     u = solve_lower(A, b * (v_ - decayed(before, k_ @ S)), seen)  # (..., Hv, T, Dv)
@@ -92,7 +93,7 @@ def gated_delta_rule(
     o = o + select_matmul(s, share_heads(u, Ho), share_heads(seen, Ho))
     after = sums_after(g)[..., None]  # (..., Hv, T, 1)
     new = select_matmul(decayed(after, k_).swapaxes(-1, -2), u, ~np.isneginf(after).swapaxes(-1, -2))
-    return Recurrent(o.astype(q.dtype), decayed(g.sum(axis=-1)[..., None, None], S) + new)
+    return Recurrent(o.astype(q.dtype), decayed(sum_of(g)[..., None, None], S) + new)
 
 
 @dispatched(check_of("gated_delta_rule_recurrent", log_decay="HT", beta="HT"))
@@ -204,7 +205,7 @@ def gated_delta_rule_chunked(
     for first in range(0, q.shape[-2], chunk):
         c = slice(first, first + chunk)
         q_c, k_c, v_c, g_c, b_c = q_[..., c, :], k_[..., c, :], v_[..., c, :], g[..., c], b[..., c, :]
-        G, before, after = segment_sums(g_c), np.cumsum(g_c, axis=-1)[..., None], sums_after(g_c)[..., None]
+        G, before, after = segment_sums(g_c), sums_through(g_c)[..., None], sums_after(g_c)[..., None]
         seen, seen_after = ~np.isneginf(G), ~np.isneginf(after).swapaxes(-1, -2)
         A = b_c * decayed(G, k_c @ k_c.swapaxes(-1, -2))
         T = solve_lower(A, np.where(np.eye(A.shape[-1], dtype=bool), b_c, 0), seen)  # (I + tril(A, -1))⁻¹ diag(β)
@@ -214,7 +215,7 @@ def gated_delta_rule_chunked(
         old = decayed(share_heads(before, Ho), q_c @ share_heads(S, Ho))
         o[..., c, :] = old + select_matmul(s, share_heads(u, Ho), share_heads(seen, Ho))
         new = select_matmul(decayed(after, k_c).swapaxes(-1, -2), u, seen_after)
-        S = decayed(g_c.sum(axis=-1)[..., None, None], S) + new
+        S = decayed(sum_of(g_c)[..., None, None], S) + new
     return Recurrent(o.astype(q.dtype), S)
 
 

@@ -1,8 +1,7 @@
 r"""Gated linear attention (GLA): linear attention in which every key dimension has a decay of its own at every token.
 
-Yang et al., 2023, "Gated Linear Attention Transformers with Hardware-Efficient Training", arXiv:2312.06635: eq. 3 (the
-recurrence), eq. 4 (the parallel form), section 4.3 (chunks), section C (gradients).
-e^{log_decay} is the paper's α_t, and G the log of b_i / b_j, where b is its running product of gates.
+Yang et al., 2023, arXiv:2312.06635: eq. 3 (the recurrence), eq. 4 (the parallel form), section 4.3 (chunks), section C
+(gradients). e^{log_decay} is the paper's α_t, and G the log of b_i / b_j, where b is its running product of gates.
 """
 
 from functools import partial
@@ -25,6 +24,7 @@ from refattn.linear.common import (
     share_heads,
     sum_heads,
     sums_after,
+    sums_through,
 )
 from refattn.results import Recurrent, RecurrentGradients
 
@@ -106,7 +106,7 @@ def gated_linear_attention(
         s = s + decayed(G, outer(q_[..., d], share_heads(k_, Ho)[..., d]))  # s_ij = Σ_d q_id k_jd e^{G_ijd}
         remembered |= ~np.isneginf(G)
     o = select_matmul(s, share_heads(v_, Ho), remembered)
-    before = share_heads(np.cumsum(g, axis=-2), Ho)
+    before = share_heads(sums_through(g, axis=-2), Ho)
     o = o + select_matmul(decayed(before, q_), share_heads(state, Ho), ~np.isneginf(before))
     after = sums_after(g.swapaxes(-1, -2))  # (..., Hv, D, T)
     new = select_matmul(decayed(after, k_.swapaxes(-1, -2)), v_, ~np.isneginf(after))

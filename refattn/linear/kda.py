@@ -23,6 +23,7 @@ from refattn.linear.common import (
     share_heads,
     sum_heads,
     sums_after,
+    sums_through,
 )
 from refattn.linear.triangular import decayed_products, reached, solve_lower
 from refattn.results import Recurrent, RecurrentGradients
@@ -81,7 +82,7 @@ def kda(
     S = first_state(initial_state, (*v.shape[:-2], q.shape[-1], v.shape[-1]), dtype)
     g, b, v_ = log_decay.astype(dtype), beta.astype(dtype)[..., None], v.astype(dtype)
     q_, k_ = share_heads(q.astype(dtype) * scale_of(q, scale), Ho), share_heads(k.astype(dtype), Hv)
-    before, after = np.cumsum(g, axis=-2), sums_after(g.swapaxes(-1, -2))  # (..., Hv, T, D), (..., Hv, D, T)
+    before, after = sums_through(g, axis=-2), sums_after(g.swapaxes(-1, -2))  # (..., Hv, T, D), (..., Hv, D, T)
     A, seen = decayed_products(k_, k_, g)
     held = select_matmul(decayed(before, k_), S, ~np.isneginf(before))
     u = solve_lower(b * A, b * (v_ - held), seen)  # (..., Hv, T, Dv)
@@ -202,7 +203,7 @@ def kda_chunked(
     for first in range(0, q.shape[-2], chunk):
         c = slice(first, first + chunk)
         q_c, k_c, v_c, g_c, b_c = (x[..., c, :] for x in (q_, k_, v_, g, b))
-        before, after = np.cumsum(g_c, axis=-2), sums_after(g_c.swapaxes(-1, -2))
+        before, after = sums_through(g_c, axis=-2), sums_after(g_c.swapaxes(-1, -2))
         A, seen = decayed_products(k_c, k_c, g_c)
         T = solve_lower(b_c * A, np.where(np.eye(A.shape[-1], dtype=bool), b_c, 0), seen)
         reach = reached(seen)

@@ -29,7 +29,9 @@ from refattn.linear.common import (
     segment_sums,
     share_heads,
     sum_heads,
+    sum_of,
     sums_after,
+    sums_through,
 )
 from refattn.results import Recurrent, RecurrentGradients
 
@@ -104,11 +106,11 @@ def simple_gla(
     G = segment_sums(g)  # (..., Hv, T, T)
     s = decayed(share_heads(G, Ho), q_ @ share_heads(k_, Ho).swapaxes(-1, -2))  # e^{G_ij} q_i · k_j
     o = select_matmul(s, share_heads(v_, Ho), ~np.isneginf(share_heads(G, Ho)))
-    before = share_heads(np.cumsum(g, axis=-1)[..., None], Ho)
+    before = share_heads(sums_through(g)[..., None], Ho)
     o = o + decayed(before, q_ @ share_heads(state, Ho))
     after = sums_after(g)[..., None]  # (..., Hv, T, 1)
     new = select_matmul(decayed(after, k_).swapaxes(-1, -2), v_, ~np.isneginf(after).swapaxes(-1, -2))
-    state = decayed(g.sum(axis=-1)[..., None, None], state) + new
+    state = decayed(sum_of(g)[..., None, None], state) + new
     return Recurrent(o.astype(q.dtype), state)
 
 
