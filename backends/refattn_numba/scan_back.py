@@ -1,0 +1,324 @@
+"""The matrix-state recurrences backwards: the gradient of the state is carried from the last token to the first.
+
+An item of work is one state and some of its columns, a tile at a time (`scan_back_simd`). A tile is first taken
+forwards, keeping S before every chunk of tokens; then, chunk by chunk from the last, the states of one chunk are made
+again, into the second cache, and its tokens undone. So memory grows with the tokens over the length of a chunk.
+
+Sums over columns (of dq, dk, and decays) are added up tile by tile by the item itself, or, where there are few states,
+by several items into slices of their own, which are added up afterwards. How many depends on shapes alone, so who takes
+an item changes no bit.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import njit
+
+from refattn.arrays import Array
+from refattn_numba.layout import flat
+from refattn_numba.scan_back_simd import advance, answer, kept_back, read, written
+from refattn_numba.scan_layout import K_ROW, O_ROW, Q_ROW, TOKENS, V_ROW, Layout, first_states, layout
+from refattn_numba.scan_simd import exp_row
+from refattn_numba.simd import fetch_add, lanes_of
+from refattn_numba.threads import run
+from refattn_numba.vectors import VECTOR_BYTES
+
+CHUNK = 16, 64
+"""Tokens of a chunk, at least and at most."""
+CACHE = 262144
+"""Bytes that the states of a chunk may take, where that is not fewer tokens than the least."""
+ITEMS = 16
+"""Items of work that a call should have."""
+
+
+class Pulls(NamedTuple):
+    """The gradients of one call in the dtype of computation; heads that share q or k are not added up yet."""
+
+    dq: Array
+    """(..., Ho, T, D)."""
+    dk: Array
+    """(..., Hv, T, D)."""
+    dv: Array
+    dg: Array | None
+    dbeta: Array | None
+    dkappa: Array | None
+    dgap: Array | None
+    """Of what is multiplied with what was read, RWKV-7's share ⊙ kappa."""
+    dstate: Array
+
+
+def scanned_back(
+    do: Array,
+    q: Array,
+    k: Array,
+    v: Array,
+    log_decay: Array | None = None,
+    *,
+    bonus: bool = False,
+    beta: Array | None = None,
+    kappa: Array | None = None,
+    gap: Array | None = None,
+    scale: float | None = None,
+    initial_state: Array | None = None,
+    cu_seqlens: Any = None,
+    dstate: Array | None = None,
+) -> Pulls:
+    """Return the gradients of S = e^g S + k vᵀ, o = scale Sᵀ q.
+
+    Parameters
+    ----------
+    do, q, k, v, scale, initial_state, cu_seqlens, dstate
+        As in `refattn.simple_gla_vjp`.
+    log_decay : array, optional
+        (..., Hv, T) or (..., Hv, T, D).
+    bonus : bool
+        Whether o reads the state before its token; what it sees of its own token is left to the caller.
+    beta : array, (..., Hv, T), optional
+        S = e^g S, then S = S + k (β (v - Sᵀ k))ᵀ.
+    kappa, gap : array, (..., Hv, T, D), optional
+        S = e^g S - gap (Sᵀ kappa)ᵀ + k vᵀ.
+    """
+    call = layout(q, k, v, cu_seqlens)
+    lanes = VECTOR_BYTES // call.dtype.itemsize
+    size = -(-call.D // lanes) * lanes
+    states, tiles = len(call.heads) // call.readers, -(-call.Dv // lanes)
+    groups = max(1, min(tiles, -(-ITEMS // max(states, 1))))
+    chunk = min(max(CACHE // (size * VECTOR_BYTES), CHUNK[0]), CHUNK[1])
+    longest = int(call.heads[:, TOKENS].max(initial=0))
+    shapes = {"q": (*call.o_shape[:-1], call.D), "k": (*v.shape[:-1], call.D), "g": None, "beta": None}
+    shapes |= {"g": None if log_decay is None else log_decay.shape, "beta": None if beta is None else beta.shape}
+    shapes |= dict.fromkeys(("kappa", "gap"), None if kappa is None else kappa.shape)
+    sums = {name: np.zeros((groups, math.prod(shape or (0,))), call.dtype) for name, shape in shapes.items()}
+    dv, first = np.empty(v.size, call.dtype), np.empty(math.prod(call.state_shape), call.dtype)
+    erases = beta is not None or kappa is not None
+    run(
+        _back,
+        states * groups,
+        (10.0 + 4.0 * erases) * call.tokens * call.D * call.Dv,
+        workspace(size, lanes, chunk, longest),
+        call.dtype,
+        call.heads,
+        *(flat(x, call.dtype) for x in (do, q, k, v)),
+        flat(np.zeros(0) if log_decay is None else log_decay, call.dtype),
+        0 if log_decay is None else call.D if log_decay.ndim == v.ndim else 1,
+        True if bonus else None,
+        *(None if x is None else flat(x, call.dtype) for x in (beta, kappa, gap)),
+        first_states(call, initial_state),
+        first_states(call, dstate),
+        *sums.values(),
+        dv,
+        first,
+        groups,
+        call.readers,
+        call.D,
+        size,
+        call.Dv,
+        chunk,
+        longest,
+        call.dtype.type(1 / math.sqrt(call.D) if scale is None else scale),
+    )
+    found = {name: None if shape is None else _total(sums[name], shape) for name, shape in shapes.items()}
+    return Pulls(
+        found["q"], found["k"], dv.reshape(v.shape), found["g"], found["beta"], found["kappa"], found["gap"],
+        first.reshape(call.state_shape),
+    )  # fmt: skip
+
+
+def _total(x: Array, shape: tuple[int, ...]) -> Array:
+    return (x[0] if len(x) == 1 else x.sum(axis=0)).reshape(shape)
+
+
+def workspace(size: int, lanes: int, chunk: int, longest: int) -> int:
+    """Return how many numbers a thread needs."""
+    tiles = chunk + 3 + -(-longest // chunk)
+    return tiles * size * lanes + (4 * chunk + 7) * size + (3 * chunk + 5 + 2 * lanes) * lanes
+
+
+def heads_added(dx: Array, like: Array) -> Array:
+    """Add up the heads that read the same head of `like`, and return the sum in its dtype."""
+    if like.ndim > 2 and dx.shape[-3] != like.shape[-3]:
+        H = like.shape[-3]
+        dx = dx.reshape(*dx.shape[:-3], H, dx.shape[-3] // H, *dx.shape[-2:]).sum(axis=-3)
+    return dx.astype(like.dtype, copy=False)
+
+
+@njit(nogil=True)
+def load_tile(tile, at, size, x, x_at, D, Dv, width):
+    """Put `width` columns of a state (D, Dv) into a tile."""
+    for n in range(width):
+        for d in range(D):
+            tile[at + n * size + d] = x[x_at + d * Dv + n]
+
+
+@njit(nogil=True)
+def load_rows(rows, size, x, row, tokens, D):
+    """Put rows of D numbers into rows of `size` numbers; what is beyond D stays."""
+    for t in range(tokens):
+        for d in range(D):
+            rows[t * size + d] = x[(row + t) * D + d]
+
+
+@njit(nogil=True)
+def load_decays(a, size, g, g_width, row, tokens, D):
+    """Put e^g of each token and key into rows of `size` numbers, -1 where that is exactly 0, and 1 without decay."""
+    if g_width == 0:
+        a[: tokens * size] = 1
+        return
+    for t in range(tokens):
+        for d in range(D):
+            a[t * size + d] = g[(row + t) * g_width + (d if g_width > 1 else 0)]
+        a[t * size + D : (t + 1) * size] = 0
+    if exp_row(a, tokens * size):
+        for t in range(tokens):
+            for d in range(D):
+                if g[(row + t) * g_width + (d if g_width > 1 else 0)] == -math.inf:
+                    a[t * size + d] = -1
+
+
+@njit(nogil=True)
+def add_row(total, at, row, D):
+    """Add a row to numbers of one row of a gradient."""
+    for d in range(D):
+        total[at + d] += row[d]
+
+
+@njit(nogil=True)
+def move(old, old_at, new, new_at, size, width, t, keys, a, u, beta, row, kappas, gaps, found, miss, sums):
+    """Take a tile past token t of the chunk; leave what is read before it in found, and what is written in u."""
+    W = lanes_of(u)
+    if kappas is not None:
+        read(old, old_at, size, width, kappas, t * size, None, found, t * W, sums)
+        advance(old, old_at, new, new_at, size, width, keys, a, t * size, u, t * W, gaps, found, t * W)
+    else:
+        if beta is not None:
+            read(old, old_at, size, width, keys, t * size, a, found, t * W, sums)
+            for n in range(t * W, t * W + width):
+                miss[n] = u[n] - found[n]
+                u[n] = beta[row + t] * miss[n]
+        advance(old, old_at, new, new_at, size, width, keys, a, t * size, u, t * W, None, None, 0)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _back(
+    counter, items, space, heads, do, q, k, v, g, g_width, bonus, beta, kappa, gap, start, last, dq, dk, dg, dbeta,
+    dkappa, dgap, dv, first, groups, readers, D, size, Dv, chunk, longest, scale,
+):  # fmt: skip
+    W = lanes_of(space)
+    tile, rows = size * W, chunk * size
+    space[:] = 0
+    states, space = space[: (chunk + 1) * tile], space[(chunk + 1) * tile :]
+    marks, space = space[: -(-longest // chunk) * tile], space[-(-longest // chunk) * tile :]
+    S, space = space[:tile], space[tile:]
+    dS, space = space[:tile], space[tile:]
+    keys, space = space[:rows], space[rows:]
+    a, space = space[:rows], space[rows:]
+    kappas, space = space[:rows], space[rows:]
+    gaps, space = space[:rows], space[rows:]
+    query, space = space[:size], space[size:]
+    q_row, space = space[:size], space[size:]
+    k_row, space = space[:size], space[size:]
+    g_row, space = space[:size], space[size:]
+    e_row, space = space[:size], space[size:]
+    gap_row, space = space[:size], space[size:]
+    u, space = space[: chunk * W], space[chunk * W :]
+    found, space = space[: chunk * W], space[chunk * W :]
+    miss, space = space[: chunk * W], space[chunk * W :]
+    pull, space = space[:W], space[W:]
+    du, space = space[:W], space[W:]
+    dr, sums = space[:W], space[W:]
+    tiles = -(-Dv // W)
+    while True:
+        item = fetch_add(counter)
+        if item >= items:
+            break
+        state, group = item // groups, item % groups
+        head = state * readers
+        T, v_row, k_first = heads[head, TOKENS], heads[head, V_ROW], heads[head, K_ROW]
+        for n_tile in range(group * tiles // groups, (group + 1) * tiles // groups):
+            column = n_tile * W
+            width, state_at = min(W, Dv - column), state * D * Dv + column
+            load_tile(S, 0, size, start, state_at, D, Dv, width)
+            load_tile(dS, 0, size, last, state_at, D, Dv, width)
+            chunks = -(-T // chunk)
+            for step in range(2 * chunks):
+                back = step >= chunks
+                n = 2 * chunks - 1 - step if back else step
+                if not back:
+                    marks[n * tile : (n + 1) * tile] = S
+                    if n == chunks - 1:
+                        continue
+                else:
+                    states[:tile] = marks[n * tile : (n + 1) * tile]
+                t0 = n * chunk
+                tokens, row = min(chunk, T - t0), v_row + t0
+                load_rows(keys, size, k, k_first + t0, tokens, D)
+                load_decays(a, size, g, g_width, row, tokens, D)
+                if kappa is not None:
+                    load_rows(kappas, size, kappa, row, tokens, D)
+                    load_rows(gaps, size, gap, row, tokens, D)
+                for t in range(tokens):
+                    for w in range(width):
+                        u[t * W + w] = v[(row + t) * Dv + column + w]
+                for t in range(tokens):
+                    old, new = (states, states) if back else (S, S)
+                    from_, to = (t * tile, (t + 1) * tile) if back else (0, 0)
+                    move(
+                        old, from_, new, to, size, width, t, keys, a, u, beta, row,
+                        None if kappa is None else kappas, gaps, found, miss, sums,
+                    )  # fmt: skip
+                if not back:
+                    continue
+                for t in range(tokens - 1, -1, -1):
+                    before = t * tile
+                    for half in range(2):
+                        if half == (0 if bonus is None else 1):
+                            for reader in range(head, head + readers):
+                                q_at, o_at = heads[reader, Q_ROW] + t0 + t, heads[reader, O_ROW] + t0 + t
+                                for d in range(D):
+                                    query[d] = q[q_at * D + d]
+                                for w in range(width):
+                                    pull[w] = do[o_at * Dv + column + w]
+                                at = before + (tile if bonus is None else 0)
+                                answer(dS, states, at, size, width, query, pull, q_row, scale)
+                                add_row(dq[group], o_at * D, q_row, D)
+                            continue
+                        at = (row + t) * D
+                        if kappa is not None:
+                            written(
+                                dS, size, width, keys, t * size, u, t * W, k_row, du, gaps, found, t * W, gap_row, dr,
+                                sums,
+                            )  # fmt: skip
+                            add_row(dgap[group], at, gap_row, D)
+                        else:
+                            written(
+                                dS, size, width, keys, t * size, u, t * W, k_row, du, None, None, 0, None, None, sums
+                            )
+                        if beta is not None:
+                            total = space.dtype.type(0)
+                            for w in range(width):
+                                total += du[w] * miss[t * W + w]
+                                du[w] *= beta[row + t]
+                                dr[w] = -du[w]
+                            dbeta[group, row + t] += total
+                            kept_back(dS, states, before, size, width, a, t * size, g_row, keys, dr, e_row, True)
+                            for d in range(D):
+                                k_row[d] += e_row[d]
+                        elif kappa is not None:
+                            kept_back(dS, states, before, size, width, a, t * size, g_row, kappas, dr, e_row, None)
+                            add_row(dkappa[group], at, e_row, D)
+                        else:
+                            kept_back(dS, states, before, size, width, a, t * size, g_row, None, None, None, None)
+                        add_row(dk[group], at, k_row, D)
+                        for w in range(width):
+                            dv[(row + t) * Dv + column + w] = du[w]
+                        if g_width > 1:
+                            add_row(dg[group], at, g_row, D)
+                        elif g_width == 1:
+                            total = space.dtype.type(0)
+                            for d in range(D):
+                                total += g_row[d]
+                            dg[group, row + t] += total
+            for d in range(D):
+                for w in range(width):
+                    first[state_at + d * Dv + w] = dS[w * size + d]
