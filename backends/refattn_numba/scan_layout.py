@@ -7,6 +7,7 @@ Token t of a head stands t rows after its first. Packed sequences are shorter ru
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -44,15 +45,23 @@ class Layout:
 
 def layout(q: Array, k: Array, v: Array, cu_seqlens: Any = None) -> Layout:
     """Return where the heads of q (..., H, T, D), k (..., Hk, T, D) and v (..., Hv, T, Dv) lie."""
-    H, Hk, Hv = (x.shape[-3] if x.ndim > 2 else 1 for x in (q, k, v))
-    Ho, (T, D), Dv, batch = max(H, Hv), q.shape[-2:], v.shape[-1], q.shape[:-3]
-    if cu_seqlens is None:
-        b, sequences = np.arange(math.prod(batch))[:, None], v.shape[:-2]
+    borders = None if cu_seqlens is None else tuple(int(border) for border in cu_seqlens)
+    return _layout(q.shape, k.shape, v.shape, compute_dtype(q.dtype), borders)
+
+
+@lru_cache(maxsize=64)
+def _layout(
+    q: tuple[int, ...], k: tuple[int, ...], v: tuple[int, ...], dtype: np.dtype[Any], borders: tuple[int, ...] | None
+) -> Layout:
+    """Return the layout of arrays of these shapes."""
+    H, Hk, Hv = (shape[-3] if len(shape) > 2 else 1 for shape in (q, k, v))
+    Ho, (T, D), Dv, batch = max(H, Hv), q[-2:], v[-1], q[:-3]
+    if borders is None:
+        b, sequences = np.arange(math.prod(batch))[:, None], v[:-2]
         first, count = np.zeros_like(b), np.full_like(b, T)
     else:
-        borders = np.asarray(cu_seqlens).astype(np.int64)
-        first, count = borders[:-1, None], np.diff(borders)[:, None]
-        b, sequences = np.zeros_like(first), (len(first), *v.shape[:-2])
+        first, count = np.array(borders)[:-1, None], np.diff(borders)[:, None]
+        b, sequences = np.zeros_like(first), (len(first), *v[:-2])
     n = np.arange(Ho)
     m = n // (Ho // Hv)
     s = np.arange(len(b))[:, None]
@@ -68,15 +77,14 @@ def layout(q: Array, k: Array, v: Array, cu_seqlens: Any = None) -> Layout:
         ),
         axis=-1,
     ).reshape(-1, 7)
-    lead = v.shape[:-1] if Ho == Hv else q.shape[:-1]
     return Layout(
         heads=read_only(heads.astype(np.int64)),
         readers=Ho // Hv,
         D=D,
         Dv=Dv,
-        dtype=compute_dtype(q.dtype),
+        dtype=dtype,
         state_shape=(*sequences, D, Dv),
-        o_shape=(*lead, Dv),
+        o_shape=(*(v if Ho == Hv else q)[:-1], Dv),
     )
 
 
