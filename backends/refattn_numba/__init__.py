@@ -8,10 +8,18 @@ from refattn_numba.attention import attention, attention_vjp
 from refattn_numba.bigbird import bigbird_attention, bigbird_attention_vjp
 from refattn_numba.block_sparse import block_sparse_attention, block_sparse_attention_vjp
 from refattn_numba.decode import attention_split_kv, merge_attention
+from refattn_numba.delta_back import delta_rule_vjp, gated_delta_rule_vjp, kda_vjp
 from refattn_numba.delta_rule import delta_rule, delta_rule_chunked, delta_rule_recurrent
 from refattn_numba.dilated import dilated_attention, dilated_attention_vjp
 from refattn_numba.fixed import fixed_attention, fixed_attention_vjp
 from refattn_numba.flash import flash_attention, flash_attention_vjp
+from refattn_numba.gated_back import (
+    gated_linear_attention_vjp,
+    hgrn2_vjp,
+    lightning_attention_vjp,
+    retention_vjp,
+    simple_gla_vjp,
+)
 from refattn_numba.gated_delta_rule import gated_delta_rule, gated_delta_rule_chunked, gated_delta_rule_recurrent
 from refattn_numba.gated_linear_attention import (
     gated_linear_attention,
@@ -34,10 +42,12 @@ from refattn_numba.rope import rope, rope_vjp
 from refattn_numba.rwkv5 import rwkv5, rwkv5_chunked, rwkv5_recurrent
 from refattn_numba.rwkv6 import rwkv6, rwkv6_chunked, rwkv6_recurrent
 from refattn_numba.rwkv7 import rwkv7, rwkv7_chunked, rwkv7_recurrent
+from refattn_numba.rwkv_back import rwkv5_vjp, rwkv6_vjp, rwkv7_vjp
 from refattn_numba.selected import lsh_attention, moba_attention, nsa_attention, topk_attention
 from refattn_numba.simple_gla import simple_gla, simple_gla_chunked, simple_gla_recurrent
 from refattn_numba.sparse import sparse_attention, sparse_attention_vjp
 from refattn_numba.ssd import ssd, ssd_chunked, ssd_recurrent
+from refattn_numba.ssd_back import ssd_vjp
 from refattn_numba.strided import strided_attention, strided_attention_vjp
 from refattn_numba.threads import get_num_threads, set_num_threads
 from refattn_numba.varlen import attention_varlen, attention_varlen_vjp
@@ -71,6 +81,7 @@ __all__ = [
     "delta_rule",
     "delta_rule_chunked",
     "delta_rule_recurrent",
+    "delta_rule_vjp",
     "dilated_attention",
     "dilated_attention_vjp",
     "fixed_attention",
@@ -80,21 +91,26 @@ __all__ = [
     "gated_delta_rule",
     "gated_delta_rule_chunked",
     "gated_delta_rule_recurrent",
+    "gated_delta_rule_vjp",
     "gated_linear_attention",
     "gated_linear_attention_chunked",
     "gated_linear_attention_recurrent",
+    "gated_linear_attention_vjp",
     "get_num_threads",
     "global_attention",
     "global_attention_vjp",
     "hgrn2",
     "hgrn2_chunked",
     "hgrn2_recurrent",
+    "hgrn2_vjp",
     "kda",
     "kda_chunked",
     "kda_recurrent",
+    "kda_vjp",
     "lightning_attention",
     "lightning_attention_chunked",
     "lightning_attention_recurrent",
+    "lightning_attention_vjp",
     "linear_attention",
     "linear_attention_chunked",
     "linear_attention_recurrent",
@@ -117,26 +133,32 @@ __all__ = [
     "retention",
     "retention_chunked",
     "retention_recurrent",
+    "retention_vjp",
     "rope",
     "rope_vjp",
     "rwkv5",
     "rwkv5_chunked",
     "rwkv5_recurrent",
+    "rwkv5_vjp",
     "rwkv6",
     "rwkv6_chunked",
     "rwkv6_recurrent",
+    "rwkv6_vjp",
     "rwkv7",
     "rwkv7_chunked",
     "rwkv7_recurrent",
+    "rwkv7_vjp",
     "set_num_threads",
     "simple_gla",
     "simple_gla_chunked",
     "simple_gla_recurrent",
+    "simple_gla_vjp",
     "sparse_attention",
     "sparse_attention_vjp",
     "ssd",
     "ssd_chunked",
     "ssd_recurrent",
+    "ssd_vjp",
     "strided_attention",
     "strided_attention_vjp",
     "topk_attention",

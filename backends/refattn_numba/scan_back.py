@@ -18,7 +18,7 @@ from numba import njit
 from refattn.arrays import Array
 from refattn_numba.layout import flat
 from refattn_numba.scan_back_simd import advance, answer, kept_back, read, written
-from refattn_numba.scan_layout import K_ROW, O_ROW, Q_ROW, TOKENS, V_ROW, Layout, first_states, layout
+from refattn_numba.scan_layout import K_ROW, O_ROW, Q_ROW, TOKENS, V_ROW, first_states, layout
 from refattn_numba.scan_simd import exp_row
 from refattn_numba.simd import fetch_add, lanes_of
 from refattn_numba.threads import run

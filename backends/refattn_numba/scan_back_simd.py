@@ -112,8 +112,7 @@ class _Walk:
     def fold(self, sums, out):
         """Put the sum over keys of each column into `out`."""
         rows = [
-            self.vec.load(self.builder.gep(sums, [ir.Constant(I64, n * self.vec.lanes)]))
-            for n in range(self.vec.lanes)
+            self.vec.load(self.builder.gep(sums, [ir.Constant(I64, n * self.vec.lanes)])) for n in range(self.vec.lanes)
         ]
         self.vec.store(_totals(self.builder, self.vec, rows), out)
 
