@@ -2,7 +2,8 @@
 
 The Open Neural Network Exchange, operator schemas Attention-23, -24 and -25 and RotaryEmbedding-23, as released with
 onnx 1.23: https://onnx.ai/onnx/operators/onnx__Attention.html. Where the evaluator and the schema differ, the schema's
-text and function body count. The preview of `FlexAttention` stands in a file of its own.
+text and function body count. The preview of `FlexAttention`, and `LinearAttention` and `CausalConvWithState`, which
+carry a state, stand in files of their own.
 """
 
 import functools
@@ -17,9 +18,10 @@ from refattn.dense.attention import attention
 from refattn.dense.common import Bools, check_attention, repeat_heads
 from refattn.dialects.onnx_checks import DOUBLE, check_attention_node, check_rotary_node
 from refattn.dialects.onnx_flex import FlexAttention
+from refattn.dialects.onnx_linear import CausalConvWithState, LinearAttention
 from refattn.masks import Mask, causal, from_array, padding
 
-__all__ = ["Attention", "FlexAttention", "RotaryEmbedding"]
+__all__ = ["Attention", "CausalConvWithState", "FlexAttention", "LinearAttention", "RotaryEmbedding"]
 
 
 def Attention(

@@ -13,7 +13,13 @@ BACKENDS = ("numpy", "numba")
 LEAST = 93 + 8  # of Attention and of RotaryEmbedding, in onnx 1.23
 LEAST_FLEX = 11
 LEAST_LINEAR, LEAST_CONV = 14, 13  # of LinearAttention and of CausalConvWithState
-PREFIXES = ("test_attention", "test_rotary_embedding", "test_flexattention", "test_linear_attention", "test_causal_conv")
+PREFIXES = (
+    "test_attention",
+    "test_rotary_embedding",
+    "test_flexattention",
+    "test_linear_attention",
+    "test_causal_conv",
+)
 OPERATORS = ("Attention", "RotaryEmbedding", "FlexAttention", "LinearAttention", "CausalConvWithState")
 
 
