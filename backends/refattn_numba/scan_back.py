@@ -17,9 +17,9 @@ from numba import njit
 
 from refattn.arrays import Array
 from refattn_numba.layout import flat
-from refattn_numba.scan_back_simd import advance, answer, kept_back, read, written
+from refattn_numba.scan_back_simd import advance, answer, fill, kept_back, put, put_added, read, total, written
 from refattn_numba.scan_layout import K_ROW, O_ROW, Q_ROW, TOKENS, V_ROW, first_states, layout
-from refattn_numba.scan_simd import exp_row
+from refattn_numba.scan_simd import dot, exp_row
 from refattn_numba.simd import fetch_add, lanes_of
 from refattn_numba.threads import run
 from refattn_numba.vectors import VECTOR_BYTES
@@ -28,7 +28,7 @@ CHUNK = 16, 64
 """Tokens of a chunk, at least and at most."""
 CACHE = 262144
 """Bytes that the states of a chunk may take, where that is not fewer tokens than the least."""
-ITEMS = 16
+ITEMS = 8
 """Items of work that a call should have."""
 
 
@@ -89,7 +89,7 @@ def scanned_back(
     shapes = {"q": (*call.o_shape[:-1], call.D), "k": (*v.shape[:-1], call.D), "g": None, "beta": None}
     shapes |= {"g": None if log_decay is None else log_decay.shape, "beta": None if beta is None else beta.shape}
     shapes |= dict.fromkeys(("kappa", "gap"), None if kappa is None else kappa.shape)
-    sums = {name: np.zeros((groups, math.prod(shape or (0,))), call.dtype) for name, shape in shapes.items()}
+    sums = {name: np.zeros(groups * math.prod(shape or (0,)), call.dtype) for name, shape in shapes.items()}
     dv, first = np.empty(v.size, call.dtype), np.empty(math.prod(call.state_shape), call.dtype)
     erases = beta is not None or kappa is not None
     run(
@@ -118,21 +118,21 @@ def scanned_back(
         longest,
         call.dtype.type(1 / math.sqrt(call.D) if scale is None else scale),
     )
-    found = {name: None if shape is None else _total(sums[name], shape) for name, shape in shapes.items()}
+    found = {name: None if shape is None else _total(sums[name], groups, shape) for name, shape in shapes.items()}
     return Pulls(
         found["q"], found["k"], dv.reshape(v.shape), found["g"], found["beta"], found["kappa"], found["gap"],
         first.reshape(call.state_shape),
     )  # fmt: skip
 
 
-def _total(x: Array, shape: tuple[int, ...]) -> Array:
-    return (x[0] if len(x) == 1 else x.sum(axis=0)).reshape(shape)
+def _total(x: Array, groups: int, shape: tuple[int, ...]) -> Array:
+    return (x if groups == 1 else x.reshape(groups, -1).sum(axis=0)).reshape(shape)
 
 
 def workspace(size: int, lanes: int, chunk: int, longest: int) -> int:
     """Return how many numbers a thread needs."""
     tiles = chunk + 3 + -(-longest // chunk)
-    return tiles * size * lanes + (4 * chunk + 7) * size + (3 * chunk + 5 + 2 * lanes) * lanes
+    return tiles * size * lanes + (4 * chunk + 7) * size + chunk + (3 * chunk + 5 + 2 * lanes) * lanes
 
 
 def heads_added(dx: Array, like: Array) -> Array:
@@ -143,47 +143,50 @@ def heads_added(dx: Array, like: Array) -> Array:
     return dx.astype(like.dtype, copy=False)
 
 
-@njit(nogil=True)
-def load_tile(tile, at, size, x, x_at, D, Dv, width):
+@njit(nogil=True, _nrt=False)
+def load_tile(tile, size, x, x_at, D, Dv, width):
     """Put `width` columns of a state (D, Dv) into a tile."""
     for n in range(width):
         for d in range(D):
-            tile[at + n * size + d] = x[x_at + d * Dv + n]
+            tile[n * size + d] = x[x_at + d * Dv + n]
+        tile[n * size + D : (n + 1) * size] = 0
 
 
-@njit(nogil=True)
+@njit(nogil=True, _nrt=False)
 def load_rows(rows, size, x, row, tokens, D):
     """Put rows of D numbers into rows of `size` numbers; what is beyond D stays."""
     for t in range(tokens):
-        for d in range(D):
-            rows[t * size + d] = x[(row + t) * D + d]
+        put(rows, t * size, x, (row + t) * D, D)
 
 
-@njit(nogil=True)
-def load_decays(a, size, g, g_width, row, tokens, D):
-    """Put e^g of each token and key into rows of `size` numbers, -1 where that is exactly 0, and 1 without decay."""
-    if g_width == 0:
-        a[: tokens * size] = 1
-        return
-    for t in range(tokens):
-        for d in range(D):
-            a[t * size + d] = g[(row + t) * g_width + (d if g_width > 1 else 0)]
-        a[t * size + D : (t + 1) * size] = 0
-    if exp_row(a, tokens * size):
+@njit(nogil=True, _nrt=False)
+def load_decays(a, size, g, g_width, row, tokens, D, own):
+    """Put e^g of each token and key into rows of `size` numbers, -1 where that is exactly 0 and beyond D."""
+    lanes = lanes_of(a)
+    if g_width == 1:
+        put(own, 0, g, row, tokens)
+        for t in range(tokens, -(-tokens // lanes) * lanes):
+            own[t] = 0
+        if exp_row(own, -(-tokens // lanes) * lanes):
+            for t in range(tokens):
+                if g[row + t] == -math.inf:
+                    own[t] = -1
+    elif g_width > 1:
         for t in range(tokens):
-            for d in range(D):
-                if g[(row + t) * g_width + (d if g_width > 1 else 0)] == -math.inf:
-                    a[t * size + d] = -1
+            put(a, t * size, g, (row + t) * D, D)
+            a[t * size + D : (t + 1) * size] = 0
+        if exp_row(a, tokens * size):
+            for t in range(tokens):
+                for d in range(D):
+                    if g[(row + t) * D + d] == -math.inf:
+                        a[t * size + d] = -1
+    for t in range(tokens):
+        if g_width < 2:
+            fill(a, t * size, own[t] if g_width == 1 else a.dtype.type(1), size)
+        a[t * size + D : (t + 1) * size] = -1
 
 
-@njit(nogil=True)
-def add_row(total, at, row, D):
-    """Add a row to numbers of one row of a gradient."""
-    for d in range(D):
-        total[at + d] += row[d]
-
-
-@njit(nogil=True)
+@njit(nogil=True, _nrt=False)
 def move(old, old_at, new, new_at, size, width, t, keys, a, u, beta, row, kappas, gaps, found, miss, sums):
     """Take a tile past token t of the chunk; leave what is read before it in found, and what is written in u."""
     W = lanes_of(u)
@@ -199,7 +202,19 @@ def move(old, old_at, new, new_at, size, width, t, keys, a, u, beta, row, kappas
         advance(old, old_at, new, new_at, size, width, keys, a, t * size, u, t * W, None, None, 0)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@njit(nogil=True, _nrt=False)
+def undo(dS, S, t, size, width, a, g_row, beta, kappa, keys, kappas, dr, e_row, q, do, q_row, scale):
+    """Take dS back past the decay of token t of the chunk, and past what was read there."""
+    at, row = t * size * lanes_of(dS), t * size
+    if beta is not None:
+        kept_back(dS, S, at, size, width, a, row, g_row, keys, dr, e_row, True, q, do, q_row, scale)
+    elif kappa is not None:
+        kept_back(dS, S, at, size, width, a, row, g_row, kappas, dr, e_row, None, q, do, q_row, scale)
+    else:
+        kept_back(dS, S, at, size, width, a, row, g_row, None, None, None, None, q, do, q_row, scale)
+
+
+@njit(nogil=True, cache=True, error_model="numpy", _nrt=False)
 def _back(
     counter, items, space, heads, do, q, k, v, g, g_width, bonus, beta, kappa, gap, start, last, dq, dk, dg, dbeta,
     dkappa, dgap, dv, first, groups, readers, D, size, Dv, chunk, longest, scale,
@@ -226,8 +241,9 @@ def _back(
     miss, space = space[: chunk * W], space[chunk * W :]
     pull, space = space[:W], space[W:]
     du, space = space[:W], space[W:]
-    dr, sums = space[:W], space[W:]
-    tiles = -(-Dv // W)
+    dr, space = space[:W], space[W:]
+    own, sums = space[:chunk], space[chunk:]
+    tiles, o_rows, k_rows = -(-Dv // W), dq.size // (groups * D), dv.size // Dv
     while True:
         item = fetch_add(counter)
         if item >= items:
@@ -238,28 +254,27 @@ def _back(
         for n_tile in range(group * tiles // groups, (group + 1) * tiles // groups):
             column = n_tile * W
             width, state_at = min(W, Dv - column), state * D * Dv + column
-            load_tile(S, 0, size, start, state_at, D, Dv, width)
-            load_tile(dS, 0, size, last, state_at, D, Dv, width)
+            load_tile(S, size, start, state_at, D, Dv, width)
+            load_tile(dS, size, last, state_at, D, Dv, width)
             chunks = -(-T // chunk)
             for step in range(2 * chunks):
                 back = step >= chunks
                 n = 2 * chunks - 1 - step if back else step
                 if not back:
-                    marks[n * tile : (n + 1) * tile] = S
+                    put(marks, n * tile, S, 0, tile)
                     if n == chunks - 1:
                         continue
                 else:
-                    states[:tile] = marks[n * tile : (n + 1) * tile]
+                    put(states, 0, marks, n * tile, tile)
                 t0 = n * chunk
                 tokens, row = min(chunk, T - t0), v_row + t0
                 load_rows(keys, size, k, k_first + t0, tokens, D)
-                load_decays(a, size, g, g_width, row, tokens, D)
+                load_decays(a, size, g, g_width, row, tokens, D, own)
                 if kappa is not None:
                     load_rows(kappas, size, kappa, row, tokens, D)
                     load_rows(gaps, size, gap, row, tokens, D)
                 for t in range(tokens):
-                    for w in range(width):
-                        u[t * W + w] = v[(row + t) * Dv + column + w]
+                    put(u, t * W, v, (row + t) * Dv + column, width)
                 for t in range(tokens):
                     old, new = (states, states) if back else (S, S)
                     from_, to = (t * tile, (t + 1) * tile) if back else (0, 0)
@@ -269,56 +284,55 @@ def _back(
                     )  # fmt: skip
                 if not back:
                     continue
+                if bonus is None and n == chunks - 1:
+                    for reader in range(head, head + readers):
+                        q_at, o_at = heads[reader, Q_ROW] + T - 1, heads[reader, O_ROW] + T - 1
+                        put(query, 0, q, q_at * D, D)
+                        put(pull, 0, do, o_at * Dv + column, width)
+                        answer(dS, states, tokens * tile, size, width, query, pull, q_row, scale)
+                        put_added(dq, (group * o_rows + o_at) * D, q_row, 0, D)
                 for t in range(tokens - 1, -1, -1):
-                    before = t * tile
-                    for half in range(2):
-                        if half == (0 if bonus is None else 1):
-                            for reader in range(head, head + readers):
-                                q_at, o_at = heads[reader, Q_ROW] + t0 + t, heads[reader, O_ROW] + t0 + t
-                                for d in range(D):
-                                    query[d] = q[q_at * D + d]
-                                for w in range(width):
-                                    pull[w] = do[o_at * Dv + column + w]
-                                at = before + (tile if bonus is None else 0)
-                                answer(dS, states, at, size, width, query, pull, q_row, scale)
-                                add_row(dq[group], o_at * D, q_row, D)
-                            continue
-                        at = (row + t) * D
-                        if kappa is not None:
-                            written(
-                                dS, size, width, keys, t * size, u, t * W, k_row, du, gaps, found, t * W, gap_row, dr,
-                                sums,
+                    at = group * k_rows + row + t
+                    if kappa is not None:
+                        written(
+                            dS, size, width, keys, t * size, u, t * W, k_row, du, gaps, found, t * W, gap_row, dr, sums
+                        )
+                        put_added(dgap, at * D, gap_row, 0, D)
+                    else:
+                        written(dS, size, width, keys, t * size, u, t * W, k_row, du, None, None, 0, None, None, sums)
+                    if beta is not None:
+                        dbeta[at] += dot(du, 0, miss, t * W, width)
+                        for w in range(W):
+                            du[w] *= beta[row + t]
+                            dr[w] = -du[w]
+                    put(dv, (row + t) * Dv + column, du, 0, width)
+                    token = t0 + t - (1 if bonus is None else 0)  # whose query the state before this token answered
+                    for reader in range(head, head + (readers if token >= 0 else 0)):
+                        q_at, o_at = heads[reader, Q_ROW] + token, heads[reader, O_ROW] + token
+                        put(query, 0, q, q_at * D, D)
+                        put(pull, 0, do, o_at * Dv + column, width)
+                        if reader == head:
+                            undo(
+                                dS, states, t, size, width, a, g_row, beta, kappa, keys, kappas, dr, e_row, query, pull,
+                                q_row, scale,
                             )  # fmt: skip
-                            add_row(dgap[group], at, gap_row, D)
                         else:
-                            written(
-                                dS, size, width, keys, t * size, u, t * W, k_row, du, None, None, 0, None, None, sums
-                            )
-                        if beta is not None:
-                            total = space.dtype.type(0)
-                            for w in range(width):
-                                total += du[w] * miss[t * W + w]
-                                du[w] *= beta[row + t]
-                                dr[w] = -du[w]
-                            dbeta[group, row + t] += total
-                            kept_back(dS, states, before, size, width, a, t * size, g_row, keys, dr, e_row, True)
-                            for d in range(D):
-                                k_row[d] += e_row[d]
-                        elif kappa is not None:
-                            kept_back(dS, states, before, size, width, a, t * size, g_row, kappas, dr, e_row, None)
-                            add_row(dkappa[group], at, e_row, D)
-                        else:
-                            kept_back(dS, states, before, size, width, a, t * size, g_row, None, None, None, None)
-                        add_row(dk[group], at, k_row, D)
-                        for w in range(width):
-                            dv[(row + t) * Dv + column + w] = du[w]
-                        if g_width > 1:
-                            add_row(dg[group], at, g_row, D)
-                        elif g_width == 1:
-                            total = space.dtype.type(0)
-                            for d in range(D):
-                                total += g_row[d]
-                            dg[group, row + t] += total
+                            answer(dS, states, t * tile, size, width, query, pull, q_row, scale)
+                        put_added(dq, (group * o_rows + o_at) * D, q_row, 0, D)
+                    if token < 0:
+                        undo(
+                            dS, states, t, size, width, a, g_row, beta, kappa, keys, kappas, dr, e_row, None, pull,
+                            q_row, scale,
+                        )  # fmt: skip
+                    if beta is not None:
+                        put_added(k_row, 0, e_row, 0, D)
+                    if kappa is not None:
+                        put_added(dkappa, at * D, e_row, 0, D)
+                    put_added(dk, at * D, k_row, 0, D)
+                    if g_width > 1:
+                        put_added(dg, at * D, g_row, 0, D)
+                    elif g_width == 1:
+                        dg[at] += total(g_row, size)
             for d in range(D):
                 for w in range(width):
                     first[state_at + d * Dv + w] = dS[w * size + d]

@@ -13,7 +13,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from refattn_numba.simd import _pointer
-from refattn_numba.simd_rows import _totals
+from refattn_numba.simd_rows import _folded, _totals
 from refattn_numba.vectors import I64, REGISTERS, Vectors
 
 BLOCK = 4 if REGISTERS == 32 else 2
@@ -115,6 +115,68 @@ class _Walk:
             self.vec.load(self.builder.gep(sums, [ir.Constant(I64, n * self.vec.lanes)])) for n in range(self.vec.lanes)
         ]
         self.vec.store(_totals(self.builder, self.vec, rows), out)
+
+
+def _copy(adding):
+    """Return an intrinsic that puts numbers into others, or adds them."""
+
+    @intrinsic
+    def copy(typing, out, out_at, x, x_at, size):
+        """out[out_at + n] = x[x_at + n], or += that, for n < size."""
+
+        def generate(context, builder, signature, args):
+            at = _Walk(context, builder, signature, args, args[4], None)
+            target, source = at.pointer(0, args[1]), at.pointer(2, args[3])
+            whole = builder.sdiv(args[4], ir.Constant(I64, at.vec.lanes))
+            with cgutils.for_range(builder, whole) as loop:
+                at.here, at.count = builder.mul(loop.index, ir.Constant(I64, at.vec.lanes)), 1
+                (value,) = at.loads(source)
+                at.stores([builder.fadd(at.loads(target)[0], value) if adding else value], target)
+            done = builder.mul(whole, ir.Constant(I64, at.vec.lanes))
+            with cgutils.for_range(builder, builder.sub(args[4], done)) as loop:
+                here = [builder.add(done, loop.index)]
+                value, cell = builder.load(builder.gep(source, here)), builder.gep(target, here)
+                builder.store(builder.fadd(builder.load(cell), value) if adding else value, cell)
+            return context.get_dummy_value()
+
+        return types.void(out, types.intp, x, types.intp, types.intp), generate
+
+    return copy
+
+
+put, put_added = _copy(False), _copy(True)
+
+
+@intrinsic
+def fill(typing, out, out_at, value, size):
+    """out[out_at + n] = value for n < size, a multiple of a register."""
+
+    def generate(context, builder, signature, args):
+        at = _Walk(context, builder, signature, args, args[3], None)
+        target, value = at.pointer(0, args[1]), at.vec.splat(args[2])
+        at.blocks(lambda: at.stores([value] * at.count, target))
+        return context.get_dummy_value()
+
+    return types.void(out, types.intp, out.dtype, types.intp), generate
+
+
+@intrinsic
+def total(typing, x, size):
+    """Return the sum of x[n] for n < size, a multiple of a register: lane by lane, then the lanes."""
+
+    def generate(context, builder, signature, args):
+        at = _Walk(context, builder, signature, args, args[1], None)
+        first, place = at.pointer(0), cgutils.alloca_once(builder, at.vec.vector)
+        builder.store(at.vec.constant(0.0), place)
+
+        def body():
+            for value in at.loads(first):
+                builder.store(builder.fadd(builder.load(place), value), place)
+
+        at.blocks(body)
+        return _folded(builder, at.vec, builder.load(place), builder.fadd)
+
+    return x.dtype(x, types.intp), generate
 
 
 @intrinsic
@@ -242,22 +304,25 @@ def written(typing, dS, size, width, k, row, u, u_at, dk, du, b, r, r_at, db, dr
 
 
 @intrinsic
-def kept_back(typing, dS, S, S_at, size, width, a, row, dg, e, dr, de, decayed):
+def kept_back(typing, dS, S, S_at, size, width, a, row, dg, e, dr, de, decayed, q, do, dq, scale):
     """Undo a ⊙ S: dS = a ⊙ dS, and dg = a ⊙ Σ dS ⊙ S of the columns.
 
-    With e, what was read is undone, too: r = (a ⊙ S)ᵀ e, where `decayed` is given, or else r = Sᵀ e.
+    With e, what was read is undone, too: r = (a ⊙ S)ᵀ e, where `decayed` is given, or else r = Sᵀ e. With q, what the
+    same S answered is, afterwards: `answer`.
     """
 
     def generate(context, builder, signature, args):
-        row = args[6]
         at = _Walk(context, builder, signature, args, args[3], args[4])
-        gradient, tile, decays = at.pointer(0), at.pointer(1, args[2]), at.pointer(5, row)
-        reads, first = at.given(8), at.given(11)
-        keys, pulls = (at.pointer(8, row), at.pointer(9)) if reads else (None, None)
+        reads, first, answers = at.given(8), at.given(11), at.given(12)
+        gradient, tile, decays = at.pointer(0), at.pointer(1, args[2]), at.pointer(5, args[6])
+        keys, pulls = (at.pointer(8, args[6]), at.pointer(9)) if reads else (None, None)
+        queries, answered = (at.pointer(12), at.pointer(13)) if answers else (None, None)
+        factor = at.vec.splat(args[15])
 
         def body():
             decay, key = at.loads(decays), at.loads(keys) if reads else []
-            gone, total, key_total = at.gone(decay), at.zeros(), at.zeros()
+            gone, total, key_total, query_total = at.gone(decay), at.zeros(), at.zeros(), at.zeros()
+            query = [builder.fmul(factor, x) for x in at.loads(queries)] if answers else []
             with at.columns() as loop:
                 slope, state = at.loads(gradient, loop.index), at.loads(tile, loop.index)
                 pull = at.spread(pulls, loop.index) if reads else None
@@ -269,14 +334,20 @@ def kept_back(typing, dS, S, S_at, size, width, a, row, dg, e, dr, de, decayed):
                 slope = at.kept(gone, decay, slope)
                 if reads and not first:
                     slope = [at.vec.fma(x, pull, s) for x, s in zip(key, slope, strict=True)]
+                if answers:
+                    pull = at.spread(answered, loop.index)
+                    at.add(query_total, state, [pull] * at.count)
+                    slope = [at.vec.fma(x, pull, s) for x, s in zip(query, slope, strict=True)]
                 at.stores(slope, gradient, loop.index)
             at.stores(at.kept(gone, decay, at.totals(total)), at.pointer(7))
             if reads:
                 found = at.totals(key_total)
                 at.stores(at.kept(gone, decay, found) if first else found, at.pointer(10))
+            if answers:
+                at.stores([builder.fmul(factor, x) for x in at.totals(query_total)], at.pointer(14))
 
         at.blocks(body)
         return context.get_dummy_value()
 
     i = types.intp
-    return types.void(dS, S, i, i, i, a, i, dg, e, dr, de, decayed), generate
+    return types.void(dS, S, i, i, i, a, i, dg, e, dr, de, decayed, q, do, dq, dS.dtype), generate
