@@ -73,6 +73,10 @@ from refattn.ssm.selective_scan_vjp import selective_scan_vjp
 from refattn.ssm.ssd import ssd, ssd_chunked, ssd_recurrent
 from refattn.ssm.ssd_vjp import ssd_vjp
 from refattn.ssm.causal_conv1d import causal_conv1d, causal_conv1d_vjp
+from refattn.rwkv.rwkv4 import rwkv4, rwkv4_recurrent, rwkv4_vjp
+from refattn.rwkv.rwkv5 import rwkv5, rwkv5_chunked, rwkv5_recurrent, rwkv5_vjp
+from refattn.rwkv.rwkv6 import rwkv6, rwkv6_chunked, rwkv6_recurrent, rwkv6_vjp
+from refattn.rwkv.rwkv7 import rwkv7, rwkv7_chunked, rwkv7_recurrent, rwkv7_vjp
 from refattn.results import (
     AttentionGradients,
     ConvGradients,
@@ -85,6 +89,10 @@ from refattn.results import (
     NsaAttention,
     Recurrent,
     RecurrentGradients,
+    Rwkv4Gradients,
+    Rwkv4State,
+    Rwkv7Gradients,
+    RwkvGradients,
     S4dGradients,
     SelectedAttention,
     SelectiveScanGradients,
@@ -110,6 +118,10 @@ __all__ = [
     "Recurrent",
     "RecurrentGradients",
     "RopeFrequencies",
+    "Rwkv4Gradients",
+    "Rwkv4State",
+    "Rwkv7Gradients",
+    "RwkvGradients",
     "S4dGradients",
     "SelectedAttention",
     "SelectiveScanGradients",
@@ -195,6 +207,21 @@ __all__ = [
     "retention_vjp",
     "rope",
     "rope_vjp",
+    "rwkv4",
+    "rwkv4_recurrent",
+    "rwkv4_vjp",
+    "rwkv5",
+    "rwkv5_chunked",
+    "rwkv5_recurrent",
+    "rwkv5_vjp",
+    "rwkv6",
+    "rwkv6_chunked",
+    "rwkv6_recurrent",
+    "rwkv6_vjp",
+    "rwkv7",
+    "rwkv7_chunked",
+    "rwkv7_recurrent",
+    "rwkv7_vjp",
     "s4d",
     "s4d_recurrent",
     "s4d_vjp",
