@@ -1,6 +1,6 @@
 r"""HGRN2: gated linear attention whose keys are what its gates let go, k = 1 - e^g.
 
-Qin et al., 2024, "HGRN2: Gated Linear RNNs with State Expansion", arXiv:2404.07904, section 3.2: the recurrence of HGRN
+Qin et al., 2024, "HGRN2: Gated Linear RNNs with State Expansion", arXiv:2404.07904, section 3: the recurrence of HGRN
 with its state made a matrix by an outer product; what a row of the state forgets, the same share of the value fills.
 
 | here | paper |

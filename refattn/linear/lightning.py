@@ -1,7 +1,7 @@
 r"""Lightning attention: linear attention with a constant decay per head and layer, computed in blocks.
 
 Qin et al., 2024, "Lightning Attention-2: A Free Lunch for Handling Unlimited Sequence Lengths in Large Language
-Models", arXiv:2401.04658, eqs. 4 to 10 and algorithm 1; MiniMax, 2025, "MiniMax-01: Scaling Foundation Models with
+Models", arXiv:2401.04658, section 3 and algorithm 1; MiniMax, 2025, "MiniMax-01: Scaling Foundation Models with
 Lightning Attention", arXiv:2501.08313, section 2.2. What it computes is `retention`; what is new is the order of work
 (`lightning_attention_chunked`), and which head decays how fast in which layer (`lightning_log_decay`).
 
