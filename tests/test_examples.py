@@ -13,6 +13,9 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 ARGUMENTS = {  # those whose defaults take minutes, or would write into the checkout
     "train_gpt": ("--steps", "6", "--batch", "2", "--asked", "2000", "--out", "gpt.npz"),
     "freeze_corpus": ("--out", "corpus.txt"),
+    "compare_mixers": (
+        *("--steps", "6", "--context", "32", "--width", "32", "--layers", "1", "--batch", "4", "--behind", "40"),
+    ),
 }
 ELSEWHERE = {"embed_text": "tests/models/test_minilm.py"}  # needs a model that is downloaded: marked slow there
 

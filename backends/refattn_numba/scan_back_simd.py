@@ -13,14 +13,14 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from refattn_numba.simd import _pointer
-from refattn_numba.simd_rows import _folded, _totals
+from refattn_numba.simd_rows import _totals
 from refattn_numba.vectors import I64, REGISTERS, Vectors
 
 BLOCK = 4 if REGISTERS == 32 else 2
 """Registers of a row that are walked down the columns together."""
 
 
-class _Walk:
+class Walk:
     """Loops over the registers of a row and the columns of a tile, and what is loaded and added up meanwhile."""
 
     def __init__(self, context, builder, signature, args, size, width):
@@ -117,75 +117,13 @@ class _Walk:
         self.vec.store(_totals(self.builder, self.vec, rows), out)
 
 
-def _copy(adding):
-    """Return an intrinsic that puts numbers into others, or adds them."""
-
-    @intrinsic
-    def copy(typing, out, out_at, x, x_at, size):
-        """out[out_at + n] = x[x_at + n], or += that, for n < size."""
-
-        def generate(context, builder, signature, args):
-            at = _Walk(context, builder, signature, args, args[4], None)
-            target, source = at.pointer(0, args[1]), at.pointer(2, args[3])
-            whole = builder.sdiv(args[4], ir.Constant(I64, at.vec.lanes))
-            with cgutils.for_range(builder, whole) as loop:
-                at.here, at.count = builder.mul(loop.index, ir.Constant(I64, at.vec.lanes)), 1
-                (value,) = at.loads(source)
-                at.stores([builder.fadd(at.loads(target)[0], value) if adding else value], target)
-            done = builder.mul(whole, ir.Constant(I64, at.vec.lanes))
-            with cgutils.for_range(builder, builder.sub(args[4], done)) as loop:
-                here = [builder.add(done, loop.index)]
-                value, cell = builder.load(builder.gep(source, here)), builder.gep(target, here)
-                builder.store(builder.fadd(builder.load(cell), value) if adding else value, cell)
-            return context.get_dummy_value()
-
-        return types.void(out, types.intp, x, types.intp, types.intp), generate
-
-    return copy
-
-
-put, put_added = _copy(False), _copy(True)
-
-
-@intrinsic
-def fill(typing, out, out_at, value, size):
-    """out[out_at + n] = value for n < size, a multiple of a register."""
-
-    def generate(context, builder, signature, args):
-        at = _Walk(context, builder, signature, args, args[3], None)
-        target, value = at.pointer(0, args[1]), at.vec.splat(args[2])
-        at.blocks(lambda: at.stores([value] * at.count, target))
-        return context.get_dummy_value()
-
-    return types.void(out, types.intp, out.dtype, types.intp), generate
-
-
-@intrinsic
-def total(typing, x, size):
-    """Return the sum of x[n] for n < size, a multiple of a register: lane by lane, then the lanes."""
-
-    def generate(context, builder, signature, args):
-        at = _Walk(context, builder, signature, args, args[1], None)
-        first, place = at.pointer(0), cgutils.alloca_once(builder, at.vec.vector)
-        builder.store(at.vec.constant(0.0), place)
-
-        def body():
-            for value in at.loads(first):
-                builder.store(builder.fadd(builder.load(place), value), place)
-
-        at.blocks(body)
-        return _folded(builder, at.vec, builder.load(place), builder.fadd)
-
-    return x.dtype(x, types.intp), generate
-
-
 @intrinsic
 def advance(typing, old, old_at, new, new_at, size, width, k, a, row, u, u_at, b, r, r_at):
     """S' = a ⊙ S + k uᵀ, and - b rᵀ where b is given."""
 
     def generate(context, builder, signature, args):
         row, u_at, r_at = args[8], args[10], args[13]
-        at = _Walk(context, builder, signature, args, args[4], args[5])
+        at = Walk(context, builder, signature, args, args[4], args[5])
         source, target = (at.pointer(n, args[n + 1]) for n in (0, 2))
         keys, decays, values = at.pointer(6, row), at.pointer(7, row), at.pointer(9, u_at)
         erases = at.given(11)
@@ -215,7 +153,7 @@ def read(typing, S, S_at, size, width, k, row, a, out, out_at, sums):
     """Put (a ⊙ S)ᵀ k into `out`; Sᵀ k if a is None."""
 
     def generate(context, builder, signature, args):
-        at = _Walk(context, builder, signature, args, args[2], args[3])
+        at = Walk(context, builder, signature, args, args[2], args[3])
         tile, keys, totals = at.pointer(0, args[1]), at.pointer(4, args[5]), at.pointer(9)
         decays = at.pointer(6, args[5]) if at.given(6) else None
         at.forget_sums(totals)
@@ -242,7 +180,7 @@ def answer(typing, dS, S, S_at, size, width, q, do, dq, scale):
     """Undo o = scale Sᵀ q: dS += scale q doᵀ, dq = scale S do."""
 
     def generate(context, builder, signature, args):
-        at = _Walk(context, builder, signature, args, args[3], args[4])
+        at = Walk(context, builder, signature, args, args[3], args[4])
         gradient, tile = at.pointer(0), at.pointer(1, args[2])
         queries, pulls, out = (at.pointer(n) for n in (5, 6, 7))
         factor = at.vec.splat(args[8])
@@ -269,7 +207,7 @@ def written(typing, dS, size, width, k, row, u, u_at, dk, du, b, r, r_at, db, dr
 
     def generate(context, builder, signature, args):
         row = args[4]
-        at = _Walk(context, builder, signature, args, args[1], args[2])
+        at = Walk(context, builder, signature, args, args[1], args[2])
         gradient, keys, values, sums_u = at.pointer(0), at.pointer(3, row), at.pointer(5, args[6]), at.pointer(14)
         erases = at.given(9)
         gaps, found = (at.pointer(9, row), at.pointer(10, args[11])) if erases else (None, None)
@@ -312,7 +250,7 @@ def kept_back(typing, dS, S, S_at, size, width, a, row, dg, e, dr, de, decayed, 
     """
 
     def generate(context, builder, signature, args):
-        at = _Walk(context, builder, signature, args, args[3], args[4])
+        at = Walk(context, builder, signature, args, args[3], args[4])
         reads, first, answers = at.given(8), at.given(11), at.given(12)
         gradient, tile, decays = at.pointer(0), at.pointer(1, args[2]), at.pointer(5, args[6])
         keys, pulls = (at.pointer(8, args[6]), at.pointer(9)) if reads else (None, None)

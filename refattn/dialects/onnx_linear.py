@@ -3,6 +3,7 @@
 https://onnx.ai/onnx/operators/onnx__LinearAttention.html and onnx__CausalConvWithState.html.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -110,13 +111,13 @@ def LinearAttention(
         gates.append(np.broadcast_to(beta.astype(compute), (*beta.shape[:2], kv_num_heads)).swapaxes(1, 2))
     if rule == "linear":
         gates.append(np.zeros(v.shape[:-1], compute))
-    operation = {
+    operations: dict[str, Callable[..., Any]] = {
         "linear": simple_gla_chunked,
         "gated": gated_linear_attention_chunked if per_key else simple_gla_chunked,
         "delta": delta_rule_chunked,
         "gated_delta": kda_chunked if per_key else gated_delta_rule_chunked,
-    }[rule]
-    o, state = operation(q, k, v, *gates, **given)
+    }
+    o, state = operations[rule](q, k, v, *gates, **given)
     output = o.swapaxes(1, 2).reshape(*query.shape[:2], -1)
     return output, state.astype(query.dtype if past_state is None else past_state.dtype)
 

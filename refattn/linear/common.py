@@ -131,7 +131,8 @@ def by_sequence(
     how: dict[str, int | str] = {"o": -2, "dq": -2, "dk": -2, "dv": -2, **axes}
     parts = []
     for n, (first, stop) in enumerate(itertools.pairwise(int(border) for border in cu_seqlens)):
-        own = [x[(..., slice(first, stop), *[slice(None)] * (-axis - 1))] for x, axis in tokens]
+        places: list[tuple[Any, ...]] = [(..., slice(first, stop), *[slice(None)] * (-axis - 1)) for _, axis in tokens]
+        own = [x[place] for (x, _), place in zip(tokens, places, strict=True)]
         parts.append(call(*own, **{name: _nth(state, n) for name, state in states.items()}))
     kind: Any = type(parts[0])
     return cast(R, kind(*(_joined([getattr(x, name) for x in parts], how.get(name)) for name in kind._fields)))

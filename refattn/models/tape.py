@@ -105,4 +105,4 @@ def _derivative_of(f: Callable[..., Any]) -> Callable[..., Any]:
     found = getattr(sys.modules[f.__module__], name, None) or getattr(sys.modules["refattn"], name, None)
     if found is None:
         raise LookupError(f"Tape: {f.__name__} has no derivative {name}")
-    return found  # type: ignore[no-any-return]
+    return found

@@ -202,8 +202,9 @@ def rwkv6_chunked(
     state = first_state(initial_state, (*v.shape[:-2], r.shape[-1], v.shape[-1]), compute_dtype(r.dtype))
     o = np.empty(v.shape, r.dtype)
     for first in range(0, r.shape[-2], chunk):
-        within = [x[..., first : first + chunk, :] for x in (r, k, v, log_decay)]
-        o[..., first : first + chunk, :], state = rwkv6(*within, u, scale=scale, initial_state=state)
+        t = slice(first, first + chunk)
+        within = r[..., t, :], k[..., t, :], v[..., t, :], log_decay[..., t, :]
+        o[..., t, :], state = rwkv6(*within, u, scale=scale, initial_state=state)
     return Recurrent(o, state)
 
 
@@ -255,9 +256,9 @@ def rwkv6_vjp(
     array([7., 6., 5.])
     """
     if cu_seqlens is not None:
-        call, states = partial(_u_last, scale=scale, u=u), {"initial_state": initial_state, "dstate": dstate}
+        call, given = partial(_u_last, scale=scale, u=u), {"initial_state": initial_state, "dstate": dstate}
         tokens = [(x, -2) for x in (do, r, k, v, log_decay)]
-        return by_sequence(call, cu_seqlens, tokens, states, dr=-2, dlog_decay=-2, du="sum")
+        return by_sequence(call, cu_seqlens, tokens, given, dr=-2, dlog_decay=-2, du="sum")
     dtype, T = compute_dtype(r.dtype), r.shape[-2]
     r_, k_, v_, g = (x.astype(dtype) for x in (r, k, v, log_decay))
     d, u_ = do.astype(dtype) * dtype.type(scale), of_heads(u.astype(dtype), r)
@@ -281,5 +282,5 @@ def rwkv6_vjp(
     return RwkvGradients(dr, dk, dv, dg, du, None if initial_state is None else dS.astype(initial_state.dtype))
 
 
-def _u_last(*arrays: Array, u: Array, **given: Any) -> RwkvGradients:
-    return rwkv6_vjp(*arrays, u, **given)
+def _u_last(do: Array, r: Array, k: Array, v: Array, g: Array, *, u: Array, **given: Any) -> RwkvGradients:
+    return rwkv6_vjp(do, r, k, v, g, u, **given)

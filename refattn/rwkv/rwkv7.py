@@ -6,7 +6,7 @@ recurrence); the triangular system is that of Yang et al., 2024, arXiv:2406.0648
 | here | paper |
 |---|---|
 | S (D, Dv) and e^{log_decay} | wkv, which is (Dv, D), and w |
-| kappa_hat, κ below | κ̂, the removal key, of length 1 |
+| kappa_hat, or κ | κ̂, the removal key, of length 1 |
 | a, k | a, the in-context learning rate, and k̃, the replacement key |
 | c | Sᵀ κ, what is removed, a times |
 """
@@ -271,9 +271,9 @@ def rwkv7_vjp(
     """
     every = (r, k, v, log_decay, kappa_hat, a)
     if cu_seqlens is not None:
-        call, states = partial(rwkv7_vjp, scale=scale), {"initial_state": initial_state, "dstate": dstate}
+        call, given = partial(rwkv7_vjp, scale=scale), {"initial_state": initial_state, "dstate": dstate}
         axes = {"dr": -2, "dlog_decay": -2, "dkappa_hat": -2, "da": -2}
-        return by_sequence(call, cu_seqlens, [(x, -2) for x in (do, *every)], states, **axes)
+        return by_sequence(call, cu_seqlens, [(x, -2) for x in (do, *every)], given, **axes)
     dtype, T = compute_dtype(r.dtype), r.shape[-2]
     r_, k_, v_, g, kappa, a_ = (x.astype(dtype) for x in every)
     d, b = do.astype(dtype) * dtype.type(scale), a_ * kappa
@@ -295,5 +295,6 @@ def rwkv7_vjp(
         da[..., t, :] = db * kappa[..., t, :]  # was: b = a ⊙ κ
         dkappa[..., t, :] = db * a_[..., t, :] + (states[t] @ dc[..., None])[..., 0]  # was: c = Sᵀ κ
         dS = decayed(g[..., t, :, None], dS) + outer(kappa[..., t, :], dc)
-    found = [y.astype(x.dtype) for y, x in zip((dr, dk, dv, dg, dkappa, da), every, strict=True)]
-    return Rwkv7Gradients(*found, None if initial_state is None else dS.astype(initial_state.dtype))
+    grads = (dr, dk, dv, dg, dkappa, da)
+    dr, dk, dv, dg, dkappa, da = (y.astype(x.dtype) for y, x in zip(grads, every, strict=True))
+    return Rwkv7Gradients(dr, dk, dv, dg, dkappa, da, None if initial_state is None else dS.astype(initial_state.dtype))

@@ -21,7 +21,7 @@ from refattn.testing.bounds.weights import SLACK, UNDERFLOW, Weights, finite
 
 KINDS: tuple[Any, ...] = (dense, sparse, selected, packed, latent, gated, delta, features, ssm, rwkv)
 BOUNDS: dict[str, Callable[..., Any]] = {
-    name: bound for kind in KINDS for name, bound in kind.BOUNDS.items()
+    name: bound for kind in KINDS for name, bound in getattr(kind, "BOUNDS", {}).items()
 }
 
 __all__ = ["BOUNDS", "SLACK", "UNDERFLOW", "Weights", "finite"]

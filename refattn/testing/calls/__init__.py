@@ -11,8 +11,6 @@ from refattn.testing.calls.dense import QUICK, SIXTEEN
 from refattn.testing.calls.family import Call, Family, as_float64
 
 KINDS: tuple[Any, ...] = (dense, sparse, selected, packed, latent, gated, delta, features, ssm, rwkv)
-FAMILIES: dict[str, Family] = {
-    name: family for kind in KINDS for name, family in kind.FAMILIES.items()
-}
+FAMILIES: dict[str, Family] = {name: family for kind in KINDS for name, family in getattr(kind, "FAMILIES", {}).items()}
 
 __all__ = ["FAMILIES", "QUICK", "SIXTEEN", "Call", "Family", "as_float64"]
