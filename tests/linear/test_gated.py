@@ -166,6 +166,8 @@ def test_what_a_gate_forgets_leaves_no_trace(name, suffix, lost):
     options = {"chunk": 2} if suffix == "_chunked" else {}
     want = form(name, suffix)(*args, initial_state=state, **options)
     args[2][..., 1, :], state[:] = lost, lost
+    if GATES[name] != "H":
+        args[1 if name == "hgrn2" else 3][{"HT": np.s_[..., 2], "HTD": np.s_[..., 2, :]}[GATES[name]]] = np.nan
     if name != "hgrn2":
         args[1][..., 2, :] = lost
     found = form(name, suffix)(*args, initial_state=state, **options)
