@@ -1,7 +1,6 @@
 r"""Gated linear attention (GLA): linear attention in which every key dimension has a decay of its own at every token.
 
-Yang et al., 2023, arXiv:2312.06635: eq. 3 (the recurrence), eq. 4 (the parallel form). e^{log_decay} is the paper's α_t,
-and e^G is b_i / b_j of its running products b.
+Yang et al., 2023, arXiv:2312.06635: eq. 3 (the recurrence), eq. 4 (the parallel form); e^{log_decay} is its α_t.
 """
 
 from functools import partial
