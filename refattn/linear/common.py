@@ -38,7 +38,7 @@ def heads_of(x: Array, axis: int = -3) -> int:
 
 def scale_of(q: Array, scale: float | None) -> float:
     """Return the scale: 1/sqrt(D) unless given."""
-    return float(1 / np.sqrt(q.shape[-1])) if scale is None else scale
+    return float(1 / np.sqrt(q.shape[-1]) if scale is None else scale)
 
 
 def decayed(g: Array, x: Array) -> Array:

@@ -256,9 +256,10 @@ def rwkv6_vjp(
     array([7., 6., 5.])
     """
     if cu_seqlens is not None:
-        call, given = partial(_u_last, scale=scale, u=u), {"initial_state": initial_state, "dstate": dstate}
-        tokens = [(x, -2) for x in (do, r, k, v, log_decay)]
-        return by_sequence(call, cu_seqlens, tokens, given, dr=-2, dlog_decay=-2, du="sum")
+        call = partial(_u_last, scale=scale, u=u.astype(compute_dtype(u.dtype)))  # added up before it is rounded
+        given, tokens = {"initial_state": initial_state, "dstate": dstate}, [(x, -2) for x in (do, r, k, v, log_decay)]
+        found = by_sequence(call, cu_seqlens, tokens, given, dr=-2, dlog_decay=-2, du="sum")
+        return found._replace(du=found.du.astype(u.dtype))
     dtype, T = compute_dtype(r.dtype), r.shape[-2]
     r_, k_, v_, g = (x.astype(dtype) for x in (r, k, v, log_decay))
     d, u_ = do.astype(dtype) * dtype.type(scale), of_heads(u.astype(dtype), r)

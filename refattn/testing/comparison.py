@@ -66,7 +66,7 @@ def _dtype_of_result(operation: str, name: str, want: Any, given: dict[str, Any]
     """Return the dtype of a result: a gradient has its input's, lse and states that of computation, o the inputs'."""
     if isinstance(want, np.ndarray) and want.dtype.kind in "iub":
         return want.dtype  # indices of what was selected
-    first = arrays(given)[0].dtype
+    first = (given["v"] if "v" in given else arrays(given)[0]).dtype
     whole, _, part = name.partition(".")
     if whole == "lse" or (whole == "state" and not operation.startswith("causal_conv1d")):
         return compute_dtype(first)

@@ -120,7 +120,11 @@ def _asked(
 
 
 def _lacks(operation: str) -> str | None:
-    """Return why an operation cannot be exported, or None."""
+    """Return why an operation is not exported, or None."""
+    for form in ("_recurrent", "_chunked"):
+        meaning = operation.removesuffix(form)
+        if meaning != operation and meaning in OPERATIONS:
+            return f"{operation} means the same as {meaning}, whose vectors serve it"
     if not cases(operation, "quick"):
         return f"{operation} has no cases in refattn.testing"
     return None if operation in BOUNDS else f"{operation} has no bound in refattn.testing.bounds"
