@@ -67,6 +67,13 @@ from refattn.linear.lightning import (
     lightning_log_decay,
 )
 from refattn.linear.hgrn2 import hgrn2, hgrn2_chunked, hgrn2_recurrent, hgrn2_vjp
+from refattn.linear.features import FeatureMap, elu_plus_one, identity, relu
+from refattn.linear.linear_attention import (
+    linear_attention,
+    linear_attention_chunked,
+    linear_attention_recurrent,
+    linear_attention_vjp,
+)
 from refattn.ssm.s4d import s4d, s4d_recurrent, s4d_vjp
 from refattn.ssm.selective_scan import selective_scan, selective_scan_chunked, selective_scan_recurrent
 from refattn.ssm.selective_scan_vjp import selective_scan_vjp
@@ -106,6 +113,7 @@ __all__ = [
     "AttentionGradients",
     "ConvGradients",
     "Explanation",
+    "FeatureMap",
     "Hgrn2Gradients",
     "KVCache",
     "LatentGradients",
@@ -151,6 +159,7 @@ __all__ = [
     "draw_rotations",
     "dropout_mask",
     "dynamic_ntk_frequencies",
+    "elu_plus_one",
     "explain",
     "fixed_attention",
     "fixed_attention_vjp",
@@ -170,6 +179,7 @@ __all__ = [
     "hgrn2_chunked",
     "hgrn2_recurrent",
     "hgrn2_vjp",
+    "identity",
     "kda",
     "kda_chunked",
     "kda_recurrent",
@@ -179,6 +189,10 @@ __all__ = [
     "lightning_attention_recurrent",
     "lightning_attention_vjp",
     "lightning_log_decay",
+    "linear_attention",
+    "linear_attention_chunked",
+    "linear_attention_recurrent",
+    "linear_attention_vjp",
     "linear_frequencies",
     "llama3_frequencies",
     "local_attention",
@@ -200,6 +214,7 @@ __all__ = [
     "random_attention",
     "random_attention_vjp",
     "register",
+    "relu",
     "retention",
     "retention_chunked",
     "retention_log_decay",
