@@ -43,7 +43,7 @@ def linear_attention(
 ) -> Recurrent:
     """As `refattn.linear_attention`."""
     dtype = compute_dtype(q.dtype)
-    if getattr(feature_map, "__name__", getattr(feature_map, "name", None)) == "elu_plus_one":
+    if getattr(feature_map, "name", None) == "elu_plus_one":
         feature_map = elu_plus_one
     q_, k_ = (np.asarray(feature_map(x.astype(dtype, copy=False)), dtype) for x in (q, k))
     S, z = (None, None) if initial_state is None else initial_state
