@@ -28,7 +28,7 @@ SHAPES = {
     "hgrn2": {"log_decay": "HTD"},
     "ssd": {"dt": "HT", "A": "H"},
 }
-OPERATIONS = [name for name in SHAPES if hasattr(refattn, name)]
+OPERATIONS = list(SHAPES)
 GATED = [name for name in OPERATIONS if "T" in SHAPES[name].get("log_decay", "")]
 
 
