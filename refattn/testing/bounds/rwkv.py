@@ -128,9 +128,8 @@ def _columns(state: Array | None, v: Array) -> Array:
 class _Turned:
     """One sequence of rwkv7: lengths of columns N, of all that is added up M, and of errors E, before each token."""
 
-    def __init__(
-        self, r: Array, k: Array, v: Array, g: Array, kappa: Array, a: Array, initial_state: Array | None
-    ) -> None:
+    def __init__(self, arrays: tuple[Array, ...], initial_state: Array | None) -> None:
+        r, k, v, g, kappa, a = arrays
         self.r, self.k, self.kappa = (_length(x)[..., None] for x in (r, k, kappa))
         self.v, self.b = size_of(v), _length(a * kappa)[..., None]
         decay = np.exp(np.where(np.isnan(g), 0, g))
@@ -170,7 +169,7 @@ def rwkv7(
     if cu_seqlens is not None:
         call = partial(rwkv7, eps, scale=scale)
         return by_sequence(call, cu_seqlens, [(x, -2) for x in arrays], {"initial_state": initial_state})
-    s, (r, _, v, *_) = _Turned(*arrays, initial_state), arrays
+    s, (r, _, v, *_) = _Turned(arrays, initial_state), arrays
     o = np.zeros(v.shape)
     for t in range(v.shape[-2]):
         _, M, E = s.after(t)
@@ -193,7 +192,7 @@ def rwkv7_vjp(
         call, given = partial(rwkv7_vjp, eps, scale=scale), {"initial_state": initial_state, "dstate": dstate}
         axes = {"dr": -2, "dlog_decay": -2, "dkappa_hat": -2, "da": -2}
         return by_sequence(call, cu_seqlens, [(x, -2) for x in (do, *arrays)], given, **axes)
-    s, (r, _, v, g, kappa, a) = _Turned(*arrays, initial_state), arrays
+    s, (r, _, v, g, kappa, a) = _Turned(arrays, initial_state), arrays
     d, X = abs(scale) * size_of(do), _columns(dstate, v)
     F = np.zeros_like(X)
     dr, dk, dg, dkappa, da = (np.zeros(r.shape) for _ in range(5))
