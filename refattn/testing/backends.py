@@ -1,4 +1,4 @@
-"""The operations of a refattn backend as kernels of the kit: plain keywords in, masks as values underneath."""
+"""The operations of a refattn backend as kernels of the kit: plain keywords in; masks, named states underneath."""
 
 import inspect
 from collections.abc import Callable
@@ -10,9 +10,11 @@ import refattn
 from refattn import masks
 from refattn.arrays import Array
 from refattn.dispatch import OPERATIONS
+from refattn.results import LinearState, Rwkv4State
 from refattn.testing.attention.oracle import added, visible_pairs
 from refattn.testing.attention.problem import Problem
 from refattn.testing.contract import ATTENTION_OPTIONS, Contract
+from refattn.testing.recurrence import FAMILIES
 
 KERNELS = {
     "attention": "attention",
@@ -21,6 +23,7 @@ KERNELS = {
     "attention_vjp": "attention_vjp",
     "flash_attention_vjp": "attention_vjp",
 }
+KERNELS |= {op: op for op in FAMILIES}  # the other forms are held against the reference by cases
 """The operations of refattn that the kit's own operations judge, too."""
 CARRIED = {
     **dict.fromkeys(("causal", "q_offset", "window", "seqlens_k"), "mask"),
@@ -34,6 +37,8 @@ DIRECT = ("scale", "softcap", "sinks", "dropout_mask", "dropout_p", "num_splits"
 
 def backend_kernel(operation: str, backend: str) -> Callable[..., Any]:
     """Return one operation of a backend as a kernel of the kit."""
+    if KERNELS[operation] in FAMILIES:
+        return _recurrent_kernel(operation, backend)
     function = getattr(refattn, operation)
     parameters = inspect.signature(OPERATIONS[operation]).parameters
     named = ("causal", "q_offset", "window", "bias", "mask", "alibi_slopes", "seqlens_k")
@@ -57,6 +62,11 @@ def backend_kernel(operation: str, backend: str) -> Callable[..., Any]:
         result = function(*arrays, **given, backend=backend)
         return _own_bias(result, options) if operation.endswith("vjp") else result
 
+    return _named(kernel, operation, backend, takes)
+
+
+def _named(kernel: Callable[..., Any], operation: str, backend: str, takes: list[str]) -> Callable[..., Any]:
+    """Give a kernel its name, and the keywords that it takes."""
     keyword = inspect.Parameter.KEYWORD_ONLY
     kernel.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [inspect.Parameter("arrays", inspect.Parameter.VAR_POSITIONAL)]
@@ -65,6 +75,32 @@ def backend_kernel(operation: str, backend: str) -> Callable[..., Any]:
     kernel.__name__ = f"{operation}, backend {backend}"
     kernel.__qualname__ = kernel.__name__
     return kernel
+
+
+STATES: dict[str, type[Any]] = {"linear_attention": LinearState, "rwkv4": Rwkv4State}
+"""The named tuples of the operations that carry several states."""
+
+
+def _recurrent_kernel(operation: str, backend: str) -> Callable[..., Any]:
+    """Return one operation of the linear-time family, whose packed sequences have an axis of one batch in the kit."""
+    function, family = getattr(refattn, operation), FAMILIES[KERNELS[operation]]
+    takes = [name for name in family.keywords if name in inspect.signature(function).parameters]
+
+    def kernel(*arrays: Array, **options: Any) -> Any:
+        given = dict(options)
+        if family.name == "causal_conv1d" and "initial_state" in given:  # inputs that went by, in their dtype
+            given["initial_state"] = given["initial_state"].astype(arrays[0].dtype)
+        if family.name in STATES and "initial_state" in given:
+            given["initial_state"] = STATES[family.name](*given["initial_state"])
+        if "cu_seqlens" not in given:
+            return function(*arrays, **given, backend=backend)
+        batched = {f.name for f in family.all_fields if f.axes[0] == "B"}
+        own = [x[0] if f.name in batched else x for x, f in zip(arrays, family.arrays, strict=True)]
+        given = {name: x[0] if name in batched else x for name, x in given.items()}
+        o, state = function(*own, **given, backend=backend)
+        return o[None], state
+
+    return _named(kernel, operation, backend, takes)
 
 
 def _own_bias(gradients: Any, options: dict[str, Any]) -> Any:

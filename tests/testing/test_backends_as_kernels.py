@@ -11,6 +11,8 @@ from refattn.testing import Contract, check
 from refattn.testing.attention.oracle import visible_pairs
 from refattn.testing.attention.problem import problem
 from refattn.testing.backends import KERNELS, backend_kernel, mask_of
+from refattn.testing.recurrence import FAMILIES
+from refattn.testing.recurrence.draw import Draw
 
 B, H, HK, TQ, TK, D, DV = 2, 4, 2, 13, 29, 16, 12
 RNG = np.random.default_rng(0)
@@ -141,6 +143,7 @@ def test_the_reference_passes_the_kit(operation):
         "bias_B11K",
         "xray_off",
     )
+    wanted = ("normal", "packed") if operation in FAMILIES else wanted
     report = check(
         backend_kernel(operation, "numpy"),
         Contract(op=KERNELS[operation]),
@@ -149,6 +152,27 @@ def test_the_reference_passes_the_kit(operation):
     )
     assert report.ok, str(report)
     assert report.count("PASS") > 2
+
+
+@pytest.mark.parametrize("op", ["linear_attention", "rwkv4", "simple_gla", "selective_scan"])
+def test_states_and_packed_sequences_reach_the_operation(op):
+    family, kernel = FAMILIES[op], backend_kernel(op, "numpy")
+    rng = np.random.default_rng(0)
+    draw = Draw(rng, Contract(op=op), family, {"B": 1, "T": 9})
+    arrays = [x.astype(np.float32) for x in draw.arrays().values()]
+    borders = np.array([0, 4, 9])
+    if "cu_seqlens" not in inspect.signature(kernel).parameters:
+        assert op == "rwkv4"
+        first = draw.states()
+        o, state = kernel(*arrays, initial_state=tuple(x.astype(np.float32) for x in first))
+        assert o.shape[0] == 1 and len(state) == 3
+        return
+    o, states = kernel(*arrays, cu_seqlens=borders)
+    batched = [f.axes[0] == "B" for f in family.arrays]
+    own = [x[0] if whole else x for x, whole in zip(arrays, batched, strict=True)]
+    want = getattr(refattn, op)(*own, cu_seqlens=borders)
+    np.testing.assert_array_equal(o[0], want.o)
+    assert len(states if op != "linear_attention" else states[0]) == 2
 
 
 MASKS = {
