@@ -88,10 +88,46 @@ class Recurrent(NamedTuple):
 
 
 class LinearState(NamedTuple):
-    """The state of `linear_attention`: Σ φ(k) vᵀ, and Σ φ(k)."""
+    """The state of `linear_attention` and `cosformer_attention`: Σ φ(k) vᵀ, and Σ φ(k)."""
 
     S: Array
     z: Array
+
+
+class PerformerState(NamedTuple):
+    """The state of `performer_attention`: that of linear attention divided by e^m, m the largest exponent so far."""
+
+    S: Array
+    z: Array
+    m: Array
+
+
+class PerformerGradients(NamedTuple):
+    """What `performer_attention_vjp` returns; each has the shape and dtype of its input, None where not given."""
+
+    dq: Array
+    dk: Array
+    dv: Array
+    dprojection: Array
+    dinitial_state: PerformerState | None
+
+
+class LinformerGradients(NamedTuple):
+    """What `linformer_attention_vjp` returns; each has the shape and dtype of its input."""
+
+    dq: Array
+    dk: Array
+    dv: Array
+    de: Array
+    df: Array
+
+
+class NystromGradients(NamedTuple):
+    """What `nystrom_attention_vjp` returns; each has the shape and dtype of its input."""
+
+    dq: Array
+    dk: Array
+    dv: Array
 
 
 class RecurrentGradients(NamedTuple):
@@ -102,7 +138,8 @@ class RecurrentGradients(NamedTuple):
     dv: Array
     dlog_decay: Array | None
     dbeta: Array | None
-    dinitial_state: Array | None
+    dinitial_state: Any
+    """An array, or a named tuple like the state."""
 
 
 class Hgrn2Gradients(NamedTuple):

@@ -141,23 +141,45 @@ def attend_vjp(
     return sum_heads(dq, H), sum_heads(v @ dlast.swapaxes(-1, -2), Hk), k @ dlast, dlast
 
 
+def named(operation: str, names: str, arrays: tuple[Any, ...], given: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a call by name; those in `names`, and do for a derivative, must be there."""
+    wanted = ["do"] * operation.endswith("_vjp") + names.split()
+    found = dict(zip(wanted, arrays, strict=False)) | given
+    if len(arrays) > len(wanted) or not found.keys() >= set(wanted):
+        raise TypeError(f"{operation}: wanted {', '.join(wanted)}")
+    for name in ("causal", "normalize"):
+        if not isinstance(found.pop(name, True), bool | np.bool_):
+            raise TypeError(f"{operation}: {name} must be True or False, got {type(given[name]).__name__}")
+    return found
+
+
 def check_features(
-    operation: str, q: Any, k: Any, v: Any, M: int | None, *, dstate: Any = None, do: Any = None, **options: Any
+    operation: str,
+    q: Any,
+    k: Any,
+    v: Any,
+    M: int | None,
+    *,
+    kind: Any = LinearState,
+    initial_state: Any = None,
+    dstate: Any = None,
+    do: Any = None,
+    **options: Any,
 ) -> None:
     """Refuse what linear attention and its kin cannot take; `M` features, D unless given."""
-    initial_state = options.pop("initial_state", None)
     check_recurrence(operation, q, k, v, {}, **options)
     M = q.shape[-1] if M is None else M
     cu_seqlens = options.get("cu_seqlens")
     lead = v.shape[:-2] if cu_seqlens is None else (len(cu_seqlens) - 1, *v.shape[:-2])
     for name, state in (("initial_state", initial_state), ("dstate", dstate)):
         if state is not None:
-            check_state(operation, name, state, q, LinearState, S=(*lead, M, v.shape[-1]), z=(*lead, M))
+            shapes = {"S": (*lead, M, v.shape[-1]), "z": (*lead, M), "m": lead}
+            check_state(operation, name, state, q, kind, {part: shapes[part] for part in kind._fields})
     if operation.endswith("_vjp"):
         check_cotangent(operation, do, q, v)
 
 
-def check_state(operation: str, name: str, state: Any, q: Any, kind: Any, **shapes: tuple[int, ...]) -> None:
+def check_state(operation: str, name: str, state: Any, q: Any, kind: Any, shapes: dict[str, Any]) -> None:
     """Refuse what is no named tuple `kind` of arrays with these shapes."""
     if not isinstance(state, kind):
         raise TypeError(f"{operation}: {name} must be a {kind.__name__}, got {type(state).__name__}")

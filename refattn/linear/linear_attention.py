@@ -24,6 +24,7 @@ from refattn.linear.features import (
     divided_vjp,
     elu_plus_one,
     joined,
+    named,
     parted,
     with_ones,
 )
@@ -32,13 +33,7 @@ from refattn.results import LinearState, Recurrent, RecurrentGradients
 
 def _check(operation: str) -> Callable[..., None]:
     def check(*arrays: Any, feature_map: Any = elu_plus_one, **given: Any) -> None:
-        names = ["do"] * operation.endswith("_vjp") + ["q", "k", "v"]
-        found = dict(zip(names, arrays, strict=False)) | given
-        if len(arrays) > len(names) or not found.keys() >= set(names):
-            raise TypeError(f"{operation}: wanted {', '.join(names)}")
-        for name in ("causal", "normalize"):
-            if not isinstance(found.pop(name, True), bool | np.bool_):
-                raise TypeError(f"{operation}: {name} must be True or False, got {type(given[name]).__name__}")
+        found = named(operation, "q k v", arrays, given)
         if not callable(feature_map):
             raise TypeError(f"{operation}: feature_map must be callable, got {type(feature_map).__name__}")
         if operation.endswith("_vjp") and not callable(getattr(feature_map, "vjp", None)):

@@ -286,10 +286,8 @@ def rwkv4_vjp(
         dv[..., t, :] += new * dn
         du = du + dk_bonus.sum(axis=every)
         dnum, dden = dnum + old * dn, dden + old * dd
-    first = Rwkv4State(dnum, dden, dm + num * dnum + den * dden) if T else Rwkv4State(dnum, dden, dm)
-    given = (
-        None
-        if initial_state is None
-        else Rwkv4State(*(x.astype(y.dtype) for x, y in zip(first, initial_state, strict=True)))
-    )
-    return Rwkv4Gradients(dw.astype(w.dtype), du.astype(u.dtype), dk.astype(k.dtype), dv.astype(v.dtype), given)
+    first = None
+    if initial_state is not None:
+        found = dnum, dden, dm + num * dnum + den * dden
+        first = Rwkv4State(*(dx.astype(x.dtype) for dx, x in zip(found, initial_state, strict=True)))
+    return Rwkv4Gradients(dw.astype(w.dtype), du.astype(u.dtype), dk.astype(k.dtype), dv.astype(v.dtype), first)

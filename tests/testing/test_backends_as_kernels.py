@@ -143,7 +143,7 @@ def test_the_reference_passes_the_kit(operation):
         "bias_B11K",
         "xray_off",
     )
-    wanted = ("normal", "packed") if operation in FAMILIES else wanted
+    wanted = ("normal", "packed", "length_1") if operation in FAMILIES else wanted
     report = check(
         backend_kernel(operation, "numpy"),
         Contract(op=KERNELS[operation]),
@@ -154,25 +154,25 @@ def test_the_reference_passes_the_kit(operation):
     assert report.count("PASS") > 2
 
 
-@pytest.mark.parametrize("op", ["linear_attention", "rwkv4", "simple_gla", "selective_scan"])
-def test_states_and_packed_sequences_reach_the_operation(op):
+@pytest.mark.parametrize("op", ["linear_attention", "rwkv4", "causal_conv1d"])
+def test_states_reach_the_operation(op):
     family, kernel = FAMILIES[op], backend_kernel(op, "numpy")
-    rng = np.random.default_rng(0)
-    draw = Draw(rng, Contract(op=op), family, {"B": 1, "T": 9})
-    arrays = [x.astype(np.float32) for x in draw.arrays().values()]
-    borders = np.array([0, 4, 9])
-    if "cu_seqlens" not in inspect.signature(kernel).parameters:
-        assert op == "rwkv4"
-        first = draw.states()
-        o, state = kernel(*arrays, initial_state=tuple(x.astype(np.float32) for x in first))
-        assert o.shape[0] == 1 and len(state) == 3
-        return
-    o, states = kernel(*arrays, cu_seqlens=borders)
-    batched = [f.axes[0] == "B" for f in family.arrays]
-    own = [x[0] if whole else x for x, whole in zip(arrays, batched, strict=True)]
-    want = getattr(refattn, op)(*own, cu_seqlens=borders)
+    draw = Draw(np.random.default_rng(0), Contract(op=op), family, {"T": 9})
+    arrays, states = [x.astype(np.float32) for x in draw.arrays().values()], draw.states()
+    several = isinstance(states, tuple)
+    states = tuple(x.astype(np.float32) for x in states) if several else states.astype(np.float32)
+    o, last = kernel(*arrays, initial_state=states)
+    assert len(last) == len(family.states) if several else last.shape == states.shape
+    assert (o != kernel(*arrays)[0]).any()
+
+
+def test_packed_sequences_reach_the_operation():
+    draw = Draw(np.random.default_rng(0), Contract(op="simple_gla"), FAMILIES["simple_gla"], {"B": 1, "T": 9})
+    arrays, borders = [x.astype(np.float32) for x in draw.arrays().values()], np.array([0, 4, 9])
+    o, states = backend_kernel("simple_gla", "numpy")(*arrays, cu_seqlens=borders)
+    want = refattn.simple_gla(*(x[0] for x in arrays), cu_seqlens=borders)
     np.testing.assert_array_equal(o[0], want.o)
-    assert len(states if op != "linear_attention" else states[0]) == 2
+    np.testing.assert_array_equal(states, want.state)
 
 
 MASKS = {
