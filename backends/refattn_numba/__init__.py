@@ -7,6 +7,7 @@ that are written as LLVM IR.
 from refattn_numba.attention import attention, attention_vjp
 from refattn_numba.bigbird import bigbird_attention, bigbird_attention_vjp
 from refattn_numba.block_sparse import block_sparse_attention, block_sparse_attention_vjp
+from refattn_numba.causal_conv1d import causal_conv1d, causal_conv1d_vjp
 from refattn_numba.decode import attention_split_kv, merge_attention
 from refattn_numba.delta_back import delta_rule_vjp, gated_delta_rule_vjp, kda_vjp
 from refattn_numba.delta_rule import delta_rule, delta_rule_chunked, delta_rule_recurrent
@@ -78,6 +79,8 @@ __all__ = [
     "bigbird_attention_vjp",
     "block_sparse_attention",
     "block_sparse_attention_vjp",
+    "causal_conv1d",
+    "causal_conv1d_vjp",
     "delta_rule",
     "delta_rule_chunked",
     "delta_rule_recurrent",
