@@ -15,6 +15,7 @@ import numpy as np
 from refattn import masks
 from refattn.arrays import FLOATS, Array, check_count, check_number, check_shape
 from refattn.masks import Mask
+from refattn.models.mixers import MIXERS
 
 SIZES = ("layers", "width", "heads", "kv_heads", "head_dim", "hidden", "context")
 
@@ -43,6 +44,8 @@ class Config:
     theta: float = 10000.0
     tied: bool = True
     """The head is the embedding, transposed."""
+    mixer: str = "attention"
+    """What mixes tokens: attention, or one of `refattn.models.mixers.MIXERS`."""
 
     def __post_init__(self) -> None:
         for name in SIZES:
@@ -53,6 +56,8 @@ class Config:
                 f"Config: heads is {self.heads}, kv_heads {self.kv_heads}, head_dim {self.head_dim}; "
                 "wanted key heads that divide the heads, and an even head_dim"
             )
+        if self.mixer != "attention" and self.mixer not in MIXERS:
+            raise ValueError(f"Config: mixer is {self.mixer!r}; wanted one of attention, {', '.join(MIXERS)}")
         if not isinstance(self.vocabulary, str) or not 0 < len(self.vocabulary) == len(set(self.vocabulary)):
             raise ValueError("Config: vocabulary must be a string of different characters, one at least")
 
@@ -61,15 +66,22 @@ class Config:
         """Each token sees itself and the context - 1 tokens before it."""
         return masks.causal() & masks.window(self.context - 1, 0)
 
+    def draw_mixer(self, seed: int) -> dict[str, Array]:
+        """Return first parameters of the mixer of one layer."""
+        return MIXERS[self.mixer].draw(np.random.default_rng(seed), self)
+
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return name -> shape of every parameter."""
         V, E, F, D = len(self.vocabulary), self.width, self.hidden, self.head_dim
-        layer = {
-            "norm_1": (E,),
+        attention = {
             "w_q": (E, self.heads * D),
             "w_k": (E, self.kv_heads * D),
             "w_v": (E, self.kv_heads * D),
             "w_o": (self.heads * D, E),
+        }
+        layer = {
+            "norm_1": (E,),
+            **(attention if self.mixer == "attention" else {name: x.shape for name, x in self.draw_mixer(0).items()}),
             "norm_2": (E,),
             "w_gate": (E, F),
             "w_up": (E, F),

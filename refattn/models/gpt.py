@@ -1,14 +1,13 @@
 """A small GPT: a whole network made of this project's operations.
 
-The block is Llama's (Touvron et al., 2023, arXiv:2302.13971): RMSNorm before each half, rotary positions on queries
-and keys (arXiv:2104.09864), key heads shared by groups of query heads (arXiv:2305.13245), SwiGLU. The head may share
-its matrix with the embedding (Press and Wolf, 2017, arXiv:1608.05859). A token sees the `Config.context` tokens up to
-itself, so that a text of any length gives each layer the distances that it was trained on (arXiv:2310.06825, Fig. 1).
+Its block is that of `refattn.models.block`, or has another mixer from `refattn.models.mixers` in place of attention.
+The head may share its matrix with the embedding (Press and Wolf, 2017, arXiv:1608.05859). With attention, a token sees
+the `Config.context` tokens up to itself, so that a text of any length gives each layer the distances that it was
+trained on (arXiv:2310.06825, Fig. 1).
 """
 
 import unicodedata
-from collections import namedtuple
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -17,94 +16,13 @@ from typing import Any
 import numpy as np
 
 from refattn.arrays import Array, check_count, check_number
-from refattn.dense.attention import attention, attention_vjp
 from refattn.dense.decode import KVCache
-from refattn.dense.rope import rope, rope_vjp
 from refattn.dispatch import use_backend
+from refattn.models import mixers
+from refattn.models.block import block
 from refattn.models.checkpoint import Config, check_parameters, read, write
-from refattn.models.layers import (
-    Tokens,
-    cross_entropy,
-    embedding,
-    linear,
-    linear_vjp,
-    merge_heads,
-    rms_norm,
-    rms_norm_vjp,
-    split_heads,
-    swiglu,
-    swiglu_vjp,
-)
+from refattn.models.layers import Tokens, cross_entropy, embedding, linear, rms_norm
 from refattn.models.sampling import pick
-
-Saved = namedtuple("Saved", "x h q k v o x_1 h_1 gate up")  # what `block` computed and `block_vjp` reads
-
-
-def block(
-    x: Array, w: dict[str, Array], config: Config, positions: Tokens, cache: KVCache | None = None
-) -> tuple[Array, Saved]:
-    """Add attention to the stream, then the feed-forward network, each on a normalised copy.
-
-    Parameters
-    ----------
-    x : array, (..., T, E)
-        The stream.
-    w : dict of array
-        The layer's parameters, by the last part of their names in `Config.shapes`.
-    config : Config
-    positions : int array, (T,)
-    cache : KVCache, optional
-        Holds what was before, and takes what is new.
-
-    Returns
-    -------
-    x_2 : array, (..., T, E)
-    saved : Saved
-    """
-    h = rms_norm(x, w["norm_1"])
-    q = split_heads(linear(h, w["w_q"]), config.heads)  # (..., H, T, D)
-    k = split_heads(linear(h, w["w_k"]), config.kv_heads)  # (..., Hk, T, D)
-    v = split_heads(linear(h, w["w_v"]), config.kv_heads)
-    q, k = (rope(y, positions, theta=config.theta) for y in (q, k))
-    if cache is not None:
-        k, v = cache.append(k, v)  # (..., Hk, past + T, D)
-    o = merge_heads(attention(q, k, v, mask=config.mask))  # (..., T, H * D)
-    x_1 = x + linear(o, w["w_o"])
-
-    h_1 = rms_norm(x_1, w["norm_2"])
-    gate, up = linear(h_1, w["w_gate"]), linear(h_1, w["w_up"])  # (..., T, F)
-    x_2 = x_1 + linear(swiglu(gate, up), w["w_down"])
-    return x_2, Saved(x, h, q, k, v, o, x_1, h_1, gate, up)
-
-
-def block_vjp(
-    dx_2: Array, saved: Saved, w: dict[str, Array], config: Config, positions: Tokens
-) -> tuple[Array, dict[str, Array]]:
-    """Pull the cotangent of `block`'s stream back to its input and its parameters; read it beside `block`, upwards.
-
-    Returns
-    -------
-    dx : array, (..., T, E)
-    dw : dict of array
-        In the names of w.
-    """
-    x, h, q, k, v, o, x_1, h_1, gate, up = saved
-    dw = {}
-    dy, dw["w_down"] = linear_vjp(dx_2, swiglu(gate, up), w["w_down"])  # was: x_2 = x_1 + swiglu(gate, up) @ w_down
-    dgate, dup = swiglu_vjp(dy, gate, up)
-    dh_gate, dw["w_gate"] = linear_vjp(dgate, h_1, w["w_gate"])
-    dh_up, dw["w_up"] = linear_vjp(dup, h_1, w["w_up"])
-    dx_1, dw["norm_2"] = rms_norm_vjp(dh_gate + dh_up, x_1, w["norm_2"])
-    dx_1 += dx_2
-
-    do, dw["w_o"] = linear_vjp(dx_1, o, w["w_o"])  # was: x_1 = x + o @ w_o
-    dq, dk, dv, *_ = attention_vjp(split_heads(do, config.heads), q, k, v, mask=config.mask)
-    dq, dk = (rope_vjp(dy, positions, theta=config.theta) for dy in (dq, dk))
-    dh_q, dw["w_q"] = linear_vjp(merge_heads(dq), h, w["w_q"])
-    dh_k, dw["w_k"] = linear_vjp(merge_heads(dk), h, w["w_k"])
-    dh_v, dw["w_v"] = linear_vjp(merge_heads(dv), h, w["w_v"])
-    dx, dw["norm_1"] = rms_norm_vjp(dh_q + dh_k + dh_v, x, w["norm_1"])
-    return dx + dx_1, dw
 
 
 class GPT:
@@ -169,20 +87,25 @@ class GPT:
         """Return the characters of the tokens (T,)."""
         return "".join(self.config.vocabulary[token] for token in self.checked("decode", tokens))
 
-    def new_cache(self, capacity: int, batch: tuple[int, ...] = ()) -> list[KVCache]:
-        """Return one empty `KVCache` per layer, for `logits` to fill; room for `capacity` tokens."""
+    def new_cache(self, capacity: int, batch: tuple[int, ...] = ()) -> list[Any]:
+        """Return one empty `KVCache` per layer, for `logits` to fill; room for `capacity` tokens.
+
+        With another mixer than attention, a list of its states, which are None before the first token.
+        """
         c, dtype = self.config, self.parameters["embedding"].dtype
+        if c.mixer != "attention":
+            return [None] * c.layers
         return [KVCache(batch, c.kv_heads, capacity, c.head_dim, dtype=dtype) for _ in range(c.layers)]
 
-    def logits(self, tokens: Tokens, *, cache: Sequence[KVCache] | None = None, backend: str | None = None) -> Array:
+    def logits(self, tokens: Tokens, *, cache: list[Any] | None = None, backend: str | None = None) -> Array:
         """Return what the network expects after each token.
 
         Parameters
         ----------
         tokens : int array, (..., T)
             With a cache, those that follow what it holds.
-        cache : sequence of KVCache, optional
-            From `new_cache`; takes the new keys and values.
+        cache : list, optional
+            From `new_cache`; takes the new keys and values, or the new states.
         backend : str, optional
             Who computes; see `refattn.backends`. By default that of `refattn.use_backend`, else "numpy".
 
@@ -196,13 +119,16 @@ class GPT:
             For tokens that are none, and for more than the cache has room for, which then stays as it was.
         """
         tokens = self.checked("logits", tokens)
-        caches = [None] * self.config.layers if cache is None else cache
+        caches: list[Any] = [None] * self.config.layers if cache is None else cache
         if len(caches) != self.config.layers:
             raise ValueError(f"logits: cache has {len(caches)} layers; wanted {self.config.layers}")
-        positions = np.arange(tokens.shape[-1]) + (0 if cache is None else len(cache[0]))
         x = embedding(tokens, self.parameters["embedding"])  # (..., T, E)
         with nullcontext() if backend is None else use_backend(backend):
             for n in range(self.config.layers):
+                if self.config.mixer != "attention":
+                    x, caches[n] = mixers.block(x, self.layer(n), self.config, caches[n])
+                    continue
+                positions = np.arange(tokens.shape[-1]) + (0 if caches[n] is None else len(caches[n]))
                 x, _ = block(x, self.layer(n), self.config, positions, caches[n])
         return linear(rms_norm(x, self.parameters["norm"]), self.head)
 
@@ -220,6 +146,8 @@ class GPT:
         """Return what layer 0, 1 ... gives to `attention`: q (..., H, T, D) and k, v (..., Hk, T, D)."""
         tokens = self.checked("attention_inputs", tokens)
         check_count("attention_inputs", "layer", layer, least=0)
+        if self.config.mixer != "attention":
+            raise ValueError(f"attention_inputs: the mixer is {self.config.mixer}; only attention has keys to show")
         if layer >= self.config.layers:
             raise ValueError(f"attention_inputs: layer is {layer}; wanted one below {self.config.layers}")
         x = embedding(tokens, self.parameters["embedding"])
@@ -273,6 +201,8 @@ class GPT:
         check_count("generate", "seed", seed, least=0)
         if temperature < 0 or not prompt:
             raise ValueError(f"generate: temperature is {temperature}, prompt {prompt!r}; wanted >= 0, and a character")
+        if self.config.mixer != "attention" and not mixers.MIXERS[self.config.mixer].causal:
+            raise ValueError(f"generate: {self.config.mixer} is not causal: it needs all tokens at once")
         rng = np.random.default_rng(seed)
         new, written = self.encode(prompt), ""
         cache = self.new_cache(len(prompt) + tokens)

@@ -8,8 +8,11 @@ import numpy as np
 
 from refattn.arrays import Array
 from refattn.dispatch import use_backend
+from refattn.models import mixers
+from refattn.models.block import block, block_vjp
 from refattn.models.checkpoint import Config
-from refattn.models.gpt import GPT, block, block_vjp
+from refattn.models.elementwise import swap
+from refattn.models.gpt import GPT
 from refattn.models.layers import (
     Tokens,
     cross_entropy,
@@ -21,10 +24,13 @@ from refattn.models.layers import (
     rms_norm,
     rms_norm_vjp,
 )
+from refattn.models.tape import Tape
 
 
 def initial(config: Config, seed: int = 0, dtype: Any = np.float32) -> GPT:
     """Draw a network that knows nothing: normal, of a spread that keeps the stream's size through the layers.
+
+    A mixer other than attention draws its own parameters.
 
     Examples
     --------
@@ -39,6 +45,9 @@ def initial(config: Config, seed: int = 0, dtype: Any = np.float32) -> GPT:
         if name.endswith(("w_o", "w_down")):
             spread *= (2 * config.layers) ** -0.5  # so many of them add up
         parameters[name] = (rng.normal(0, spread, shape) if len(shape) > 1 else np.ones(shape)).astype(dtype)
+    for n in range(config.layers if config.mixer != "attention" else 0):
+        drawn = config.draw_mixer(int(rng.integers(2**32)))
+        parameters |= {f"layers.{n}.{name}": x.astype(dtype) for name, x in drawn.items()}
     return GPT(config, parameters)
 
 
@@ -61,8 +70,9 @@ def loss_and_gradients(gpt: GPT, tokens: Tokens, *, backend: str | None = None) 
         In the names of the parameters.
     """
     tokens = gpt.checked("loss_and_gradients", tokens, least=2)
+    run = _loss_and_gradients if gpt.config.mixer == "attention" else taped_loss_and_gradients
     with nullcontext() if backend is None else use_backend(backend):
-        return _loss_and_gradients(gpt, tokens[..., :-1], tokens[..., 1:])
+        return run(gpt, tokens[..., :-1], tokens[..., 1:])
 
 
 def _loss_and_gradients(gpt: GPT, inputs: Tokens, targets: Tokens) -> tuple[float, dict[str, Array]]:
@@ -88,6 +98,18 @@ def _loss_and_gradients(gpt: GPT, inputs: Tokens, targets: Tokens) -> tuple[floa
     else:
         gradients["head"] = dhead
     return loss, gradients
+
+
+def taped_loss_and_gradients(gpt: GPT, inputs: Tokens, targets: Tokens) -> tuple[float, dict[str, Array]]:
+    """Do as `loss_and_gradients` does, with any mixer; targets (..., T) may be other tokens than the next ones."""
+    w, tape = gpt.parameters, Tape()
+    x = tape(embedding, inputs, w["embedding"])
+    for n in range(gpt.config.layers):
+        x, _ = mixers.block(x, gpt.layer(n), gpt.config, call=tape)
+    head = tape(swap, w["embedding"]) if gpt.config.tied else w["head"]
+    logits = tape(linear, tape(rms_norm, x, w["norm"]), head)
+    gradient = tape.gradients(logits, cross_entropy_vjp(1.0, logits, targets))
+    return cross_entropy(logits, targets), {name: gradient(parameter) for name, parameter in w.items()}
 
 
 class AdamW:

@@ -10,7 +10,8 @@ import pytest
 
 import refattn
 from refattn.models import corpus
-from refattn.models.gpt import GPT, Config, block, block_vjp
+from refattn.models.block import block, block_vjp
+from refattn.models.gpt import GPT, Config
 from refattn.models.sampling import pick
 from refattn.models.train import AdamW, held_out_loss, initial, learning_rate, loss_and_gradients, windows
 
