@@ -8,6 +8,12 @@ from refattn_numba.attention import attention, attention_vjp
 from refattn_numba.bigbird import bigbird_attention, bigbird_attention_vjp
 from refattn_numba.block_sparse import block_sparse_attention, block_sparse_attention_vjp
 from refattn_numba.causal_conv1d import causal_conv1d, causal_conv1d_vjp
+from refattn_numba.selective_scan import (
+    selective_scan,
+    selective_scan_chunked,
+    selective_scan_recurrent,
+    selective_scan_vjp,
+)
 from refattn_numba.decode import attention_split_kv, merge_attention
 from refattn_numba.delta_back import delta_rule_vjp, gated_delta_rule_vjp, kda_vjp
 from refattn_numba.delta_rule import delta_rule, delta_rule_chunked, delta_rule_recurrent
@@ -151,6 +157,10 @@ __all__ = [
     "rwkv7_chunked",
     "rwkv7_recurrent",
     "rwkv7_vjp",
+    "selective_scan",
+    "selective_scan_chunked",
+    "selective_scan_recurrent",
+    "selective_scan_vjp",
     "set_num_threads",
     "simple_gla",
     "simple_gla_chunked",
