@@ -14,6 +14,8 @@ from refattn_numba.selective_scan import (
     selective_scan_recurrent,
     selective_scan_vjp,
 )
+from refattn_numba.s4d import s4d, s4d_recurrent, s4d_vjp
+from refattn_numba.rwkv4 import rwkv4, rwkv4_recurrent, rwkv4_vjp
 from refattn_numba.decode import attention_split_kv, merge_attention
 from refattn_numba.delta_back import delta_rule_vjp, gated_delta_rule_vjp, kda_vjp
 from refattn_numba.delta_rule import delta_rule, delta_rule_chunked, delta_rule_recurrent
@@ -145,6 +147,9 @@ __all__ = [
     "retention_vjp",
     "rope",
     "rope_vjp",
+    "rwkv4",
+    "rwkv4_recurrent",
+    "rwkv4_vjp",
     "rwkv5",
     "rwkv5_chunked",
     "rwkv5_recurrent",
@@ -157,6 +162,9 @@ __all__ = [
     "rwkv7_chunked",
     "rwkv7_recurrent",
     "rwkv7_vjp",
+    "s4d",
+    "s4d_recurrent",
+    "s4d_vjp",
     "selective_scan",
     "selective_scan_chunked",
     "selective_scan_recurrent",
