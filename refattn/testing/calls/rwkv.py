@@ -99,12 +99,23 @@ MEANS: dict[str, dict[str, Any]] = {
     "strong_decay": {"T": 40, "batch": (), "w": 20.0},
     "forgets_all": {"T": 9, "batch": (), "w": np.inf, "state": True},
     "large_keys": {"T": 12, "keys": 40.0},
+    "large_bonus": {"T": 9, "batch": (), "bonus": 100.0},
     "rising_keys": {"T": 20, "batch": (), "rise": 6.0},
     "strided": {"T": 7, "step": 2, "state": True},
     "nan_seen": {"T": 9, "batch": (), "poison": 4},
 }
-MEANS_QUICK = ("one_sequence_state", "two_batch_axes", "state_wide_rates", "no_tokens", "one_token", "large_keys")
-MEANS_FEW = ("one_sequence_state", "state_wide_rates", "no_tokens", "one_token", "t63", "forgets_all", "large_keys")
+MEANS_QUICK = (
+    "plain",
+    "one_sequence_state",
+    "two_batch_axes",
+    "state_wide_rates",
+    "no_tokens",
+    "one_token",
+)
+MEANS_FEW = (
+    *("one_sequence_state", "state_wide_rates", "no_tokens", "no_tokens_no_state", "one_token", "t63"),
+    *("forgets_all", "large_keys", "large_bonus"),
+)
 
 
 def build_4(operation: str, name: str, rng: Rng, dtype: Any) -> Call:
@@ -113,7 +124,7 @@ def build_4(operation: str, name: str, rng: Rng, dtype: Any) -> Call:
     batch, T, E = spec["batch"], spec["T"], spec["E"]
     k, v, do = rng.normal(size=(3, *batch, T, E))
     k = spec.get("keys", 1.0) * k + spec.get("rise", 0.0) * np.arange(T)[:, None]
-    w, u = rng.exponential(0.5, E), rng.normal(size=E)
+    w, u = rng.exponential(0.5, E), spec.get("bonus", 1.0) * rng.normal(size=E)
     w[...] = spec.get("w", w)
     if "poison" in spec:
         v[..., spec["poison"], :1] = NAN
@@ -138,8 +149,9 @@ def _families() -> dict[str, Family]:
     for version in (5, 6, 7):
         left_out = {5: CONSTANT, 7: ERASING}.get(version, ())
         whole = tuple(name for name in PROBLEMS if name not in left_out)
-        few = (*FEW, *(name for name in ("forgotten_nan",) if name not in left_out))
-        for form, names in {"": whole, "_recurrent": few, "_chunked": CHUNKS, "_vjp": whole}.items():
+        forgotten = tuple(name for name in ("forgotten_nan",) if name not in left_out)
+        chunks = (*CHUNKS, *(f"{name}+chunk=5" for name in forgotten))
+        for form, names in {"": whole, "_recurrent": (*FEW, *forgotten), "_chunked": chunks, "_vjp": whole}.items():
 
             def draw(name: str, rng: Rng, dtype: Any, operation: str = f"rwkv{version}{form}") -> Call:
                 return build(operation, name, rng, dtype)

@@ -214,7 +214,7 @@ def _forms(operation: str, table: dict[str, Any], build: Callable[..., Call], *e
     }
 
 
-_S4D_TINY = ("everything", "no_batch", "no_tokens", "one_token", "a_of_0", "steps_of_0")
+_S4D_TINY = ("plain", "everything", "no_batch", "no_tokens", "one_token", "a_of_0", "steps_of_0")
 _CONV_TINY = ("everything", "no_batch", "no_tokens", "one_token", "one_tap", "packed")
 FAMILIES: dict[str, Family] = {
     "s4d": _family(tuple(S4DS), _s4d, _S4D_TINY),

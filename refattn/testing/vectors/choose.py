@@ -30,6 +30,8 @@ LARGE = 150_000
 """Bytes from which on a call is not taken whole into the quick set."""
 TOKENS = 33
 """Queries and keys that are left of a call that is cut."""
+ENOUGH = 40
+"""Numbers of the largest array of a call from which on its errors say something about its dtype."""
 LIKE_Q = ("q", "k", "v", "do", "o")
 PAIRS = ("mask", "bias", "dropout_mask")
 """They broadcast to (..., H, Tq, Tk)."""
@@ -143,7 +145,8 @@ def features(operation: str, case: Case, given: Given) -> set[tuple[str, str]]:
     tried = {
         "one head": first.ndim == 2,
         "empty": any(x.size == 0 for x in every),
-        case.dtype: max(x.size for x in every) > 20 and not any(isinstance(x, tuple) and len(x) == 1 for x in names.values()),
+        case.dtype: max(x.size for x in every) >= ENOUGH
+        and not any(isinstance(x, tuple) and len(x) == 1 for x in names.values()),
         "blind rows": _blind(names.get("mask")),
     }
     if whole:

@@ -32,17 +32,22 @@ class Source:
 
     def relative(self, x: Array, times: float = 1.0) -> Array:
         """Return `x`, each number off by a relative error of its own."""
-        error = times * self.size * self.rng.standard_normal(x.shape)
-        return np.where(np.isfinite(x), x * (1 + error), x)
+        error = np.abs(x) * times * self.size * self._normal(x)
+        return np.where(np.isfinite(x), x + error, x)
 
     def summed(self, total: Array, squares: Array, terms: Any) -> Array:
         """Return sums of `terms` numbers, given the sums of their squares, off as adding them one by one is."""
-        error = self.size * np.sqrt(np.maximum(terms, 1) / 2 * squares) * self.rng.standard_normal(total.shape)
+        error = self.size * np.sqrt(np.maximum(terms, 1) / 2 * squares) * self._normal(total)
         return np.where(np.isfinite(total) & np.isfinite(error), total + error, total)
+
+    def _normal(self, like: Array) -> Array:
+        """Return standard normal numbers; of complex ones, both parts."""
+        real = self.rng.standard_normal(like.shape)
+        return real + 1j * self.rng.standard_normal(like.shape) if like.dtype.kind == "c" else real
 
 
 class Noisy(np.ndarray):
-    """A float64 array whose arithmetic is off by chance."""
+    """A float64 or complex128 array whose arithmetic is off by chance."""
 
     source: Source | None = None
 
@@ -53,7 +58,7 @@ class Noisy(np.ndarray):
         source = next(x.source for x in (*inputs, *(out or ())) if isinstance(x, Noisy))
         plain = [_plain(x) for x in inputs]
         result = getattr(ufunc, method)(*plain, **kwargs)
-        if source is not None and isinstance(result, np.ndarray | np.float64) and result.dtype == np.float64:
+        if source is not None and _has_noise(result):
             result = _disturbed(source, ufunc, method, np.asarray(result), plain, kwargs)
         if out is not None:
             out[0][...] = result
@@ -77,11 +82,11 @@ def _disturbed(
         return result
     if ufunc is np.matmul:
         a, b = inputs
-        return source.summed(result, a**2 @ b**2, a.shape[-1])
+        return source.summed(result, np.abs(a) ** 2 @ np.abs(b) ** 2, a.shape[-1])
     if method == "reduce":
         if ufunc is not np.add:
             return result
-        squares = np.add.reduce(inputs[0] ** 2, **kwargs)
+        squares = np.add.reduce(np.abs(inputs[0]) ** 2, **kwargs)
         return source.summed(result, squares, inputs[0].size / max(1, result.size))
     return source.relative(result, 2.0 if ufunc in TRANSCENDENTAL else 1.0)
 
@@ -90,8 +95,12 @@ def _plain(x: Any) -> Any:
     return x.view(np.ndarray) if isinstance(x, Noisy) else x
 
 
+def _has_noise(x: Any) -> bool:
+    return isinstance(x, np.ndarray | np.generic) and x.dtype in (np.float64, np.complex128)
+
+
 def _noisy(x: Any, source: Source | None) -> Any:
-    if isinstance(x, np.ndarray | np.float64) and x.dtype == np.float64:
+    if _has_noise(x):
         x = np.asarray(x).view(Noisy)
         x.source = source
         return x
@@ -101,7 +110,8 @@ def _noisy(x: Any, source: Source | None) -> Any:
 def disturb(x: Any, source: Source) -> Any:
     """Return float arrays as noisy ones, also inside tuples, and everything else as it is."""
     if isinstance(x, tuple):
-        return tuple(disturb(y, source) for y in x)
+        several = [disturb(y, source) for y in x]
+        return type(x)(*several) if hasattr(x, "_fields") else tuple(several)
     return _noisy(x, source) if isinstance(x, np.ndarray) else x
 
 

@@ -89,8 +89,12 @@ class Outputs:
 def _named(result: Any, entry: Entry) -> dict[str, Array]:
     if isinstance(result, Mapping):
         return {str(name): x for name, x in result.items() if x is not None}
-    several = list(result) if isinstance(result, tuple | list) else [result]
-    several = [x for x in several if x is not None]
+    several = [x for x in _flat(result) if x is not None]
     if len(several) != len(entry.outputs):
         raise Unreadable(f"there are {len(several)} results; wanted {len(entry.outputs)}: {', '.join(entry.outputs)}")
     return dict(zip(entry.outputs, several, strict=True))
+
+
+def _flat(result: Any) -> list[Any]:
+    """Return the results of a tuple, also of those inside it."""
+    return [x for part in result for x in _flat(part)] if isinstance(result, tuple | list) else [result]
