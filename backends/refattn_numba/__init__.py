@@ -16,6 +16,10 @@ from refattn_numba.selective_scan import (
 )
 from refattn_numba.s4d import s4d, s4d_recurrent, s4d_vjp
 from refattn_numba.rwkv4 import rwkv4, rwkv4_recurrent, rwkv4_vjp
+from refattn_numba.linformer import linformer_attention, linformer_attention_vjp
+from refattn_numba.nystrom import nystrom_attention, nystrom_attention_vjp
+from refattn_numba.cosformer import cosformer_attention, cosformer_attention_recurrent, cosformer_attention_vjp
+from refattn_numba.performer import performer_attention, performer_attention_recurrent, performer_attention_vjp
 from refattn_numba.decode import attention_split_kv, merge_attention
 from refattn_numba.delta_back import delta_rule_vjp, gated_delta_rule_vjp, kda_vjp
 from refattn_numba.delta_rule import delta_rule, delta_rule_chunked, delta_rule_recurrent
@@ -89,6 +93,9 @@ __all__ = [
     "block_sparse_attention_vjp",
     "causal_conv1d",
     "causal_conv1d_vjp",
+    "cosformer_attention",
+    "cosformer_attention_recurrent",
+    "cosformer_attention_vjp",
     "delta_rule",
     "delta_rule_chunked",
     "delta_rule_recurrent",
@@ -125,6 +132,8 @@ __all__ = [
     "linear_attention",
     "linear_attention_chunked",
     "linear_attention_recurrent",
+    "linformer_attention",
+    "linformer_attention_vjp",
     "local_attention",
     "local_attention_vjp",
     "longformer_attention",
@@ -138,7 +147,12 @@ __all__ = [
     "multi_head_attention",
     "multi_head_attention_vjp",
     "nsa_attention",
+    "nystrom_attention",
+    "nystrom_attention_vjp",
     "paged_attention",
+    "performer_attention",
+    "performer_attention_recurrent",
+    "performer_attention_vjp",
     "random_attention",
     "random_attention_vjp",
     "retention",
