@@ -1,6 +1,9 @@
 """The operations on channels on the CPU: what their bits may not depend on, what is forgotten, and their arithmetic."""
 
 import itertools
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -189,3 +192,30 @@ def test_the_mistake_is_failed(judged, mistake):  # noqa: F811
 def test_the_compiled_mistake_is_failed(judged, mistake):  # noqa: F811
     assert compiles(mistake)
     hold(killed(judged, mistake, cached=False))
+
+
+PROGRAM = """
+import llvmlite.binding
+import numba
+real = llvmlite.binding.get_host_cpu_features
+class Features(dict):
+    def flatten(self):  # what Numba itself compiles for stays the truth
+        return real().flatten()
+llvmlite.binding.get_host_cpu_features = lambda: Features({features})
+import numpy as np
+from refattn_numba.vectors import REGISTERS, VECTOR_BYTES
+assert (VECTOR_BYTES, REGISTERS) == {want}
+from tests.backends.test_numba_channels import OPERATIONS, test_the_reference
+for operation in OPERATIONS:
+    test_the_reference(operation, 65, np.float32, 4e-5)
+    test_the_reference(operation, 65, np.float64, 1e-13)
+"""
+
+
+@pytest.mark.slow  # each compiles the kernels anew
+@pytest.mark.parametrize(("features", "want"), [({"avx2": True}, (32, 16)), ({"neon": True}, (16, 32)), ({}, (16, 16))])
+def test_other_registers(features, want, tmp_path):
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    program = PROGRAM.format(features=features, want=want)
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
