@@ -32,7 +32,10 @@ CONSTANT = ("forgotten_nan",)
 """Problems that gates which are the same at every token do not have."""
 ERASING = ("forgotten_nan",)
 """Problems that rwkv7 does not have, which reads the whole state before it forgets a part."""
-FEW = ("one_head_2d_state", "state_wide_gates", "no_tokens", "one_token", "t63", "packed", "packed_nan_before")
+FEW = (
+    *("one_head_2d_state", "five_axes_scale", "state_wide_gates", "no_tokens", "one_token", "t63"),
+    *("packed", "packed_nan_before"),
+)
 CHUNKS = (
     *("plain+chunk=1", "t63+chunk=16", "t130_strong_decay+chunk=64", "packed+chunk=7"),
     *("state_wide_gates+chunk=3", "no_tokens+chunk=2"),

@@ -31,7 +31,7 @@ LARGE = 150_000
 TOKENS = 33
 """Queries and keys that are left of a call that is cut."""
 ENOUGH = 40
-"""Numbers of the largest array of a call from which on its errors say something about its dtype."""
+"""Numbers that go through a call from which on its errors say something about its dtype."""
 LIKE_Q = ("q", "k", "v", "do", "o")
 PAIRS = ("mask", "bias", "dropout_mask")
 """They broadcast to (..., H, Tq, Tk)."""
@@ -142,10 +142,14 @@ def features(operation: str, case: Case, given: Given) -> set[tuple[str, str]]:
     every = arrays((given.args, given.kwargs))
     first = every[0]
     floats = [x.astype(np.float64) for x in every if x.dtype != bool and x.dtype.kind not in "iu"]
+    tokens = next((names[name] for name in ("v", "u") if name in names), None)
+    enough = first.size > 100
+    if tokens is not None:
+        enough = tokens.size >= ENOUGH and all(np.isfinite(x).all() and abs(x).max(initial=0) < 6 for x in floats)
     tried = {
         "one head": first.ndim == 2,
         "empty": any(x.size == 0 for x in every),
-        case.dtype: max(x.size for x in every) >= ENOUGH
+        case.dtype: enough
         and not any(isinstance(x, tuple) and len(x) == 1 for x in names.values()),
         "blind rows": _blind(names.get("mask")),
     }

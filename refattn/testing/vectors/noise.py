@@ -32,8 +32,9 @@ class Source:
 
     def relative(self, x: Array, times: float = 1.0) -> Array:
         """Return `x`, each number off by a relative error of its own."""
-        error = np.abs(x) * times * self.size * self._normal(x)
-        return np.where(np.isfinite(x), x + error, x)
+        finite = np.isfinite(x)
+        error = np.where(finite, np.abs(x), 0) * (times * self.size) * self._normal(x)
+        return np.where(finite, x + error, x)
 
     def summed(self, total: Array, squares: Array, terms: Any) -> Array:
         """Return sums of `terms` numbers, given the sums of their squares, off as adding them one by one is."""
