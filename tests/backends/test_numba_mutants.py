@@ -16,10 +16,14 @@ from refattn import dispatch
 from refattn.testing.cases import cases
 from refattn.testing.conformance import judge
 from refattn.testing.verdicts import FAIL, PASS
-from tests.mistakes.numba import ALL, COMPILED, GATHERED, SCATTERED, STRIPS
+from tests.mistakes import numba, numba_channels, numba_scan
+from tests.mistakes.numba import GATHERED, SCATTERED, STRIPS
 
 refattn_numba = pytest.importorskip("refattn_numba")
 PACKAGE = "refattn_numba"
+KINDS = (numba, numba_scan, numba_channels)
+ALL = [mistake for kind in KINDS for mistake in kind.ALL]
+COMPILED = [mistake for kind in KINDS for mistake in kind.COMPILED]
 
 
 @functools.cache
