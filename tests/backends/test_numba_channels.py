@@ -194,6 +194,42 @@ def test_the_compiled_mistake_is_failed(judged, mistake):  # noqa: F811
     hold(killed(judged, mistake, cached=False))
 
 
+def features(operation, heads, T, seed=0):
+    """Return the arguments and options of attention by features or landmarks, and a gradient of o, in float64."""
+    rng, (H, Hk, Hv), lead = np.random.default_rng(seed), heads, (2,)
+    q, k, v = (rng.standard_normal((*lead, h, T, 5)) for h in heads)
+    do = rng.standard_normal((*lead, max(H, Hv), T, 5))
+    if operation == "linformer_attention":
+        return [q, k, v, *rng.standard_normal((2, Hk, 3, T))], {}, do
+    if operation == "nystrom_attention":
+        return [q, k, v], {"landmarks": 3}, do
+    M = 10 if operation == "cosformer_attention" else 7
+    state = [np.abs(rng.standard_normal(shape)) for shape in ((*lead, Hv, M, 5), (*lead, Hv, M), (*lead, Hv))]
+    if operation == "cosformer_attention":
+        return [q, k, v], {"length": 99, "start": 2, "initial_state": refattn.results.LinearState(*state[:2])}, do
+    first = refattn.results.PerformerState(*state)
+    return [q, k, v, rng.standard_normal((7, 5))], {"initial_state": first}, do
+
+
+@pytest.mark.parametrize("operation", ["linformer", "nystrom", "cosformer", "performer"])
+@pytest.mark.parametrize("heads", [(2, 2, 2), (4, 2, 2), (2, 1, 4)])
+@pytest.mark.parametrize("T", [1, 37])
+@pytest.mark.parametrize("causal", [True, False])
+def test_attention_by_features(operation, heads, T, causal):
+    operation = f"{operation}_attention"
+    if "state" not in str(features(operation, heads, T)[1]) and heads[1] != heads[2]:
+        heads = (4, 1, 1)
+    arrays, options, do = features(operation, heads, T)
+    options |= {} if causal or "initial_state" not in options else {"causal": False}
+    dstate = {"dstate": options["initial_state"]} if "initial_state" in options else {}
+    for name, given, more in ((operation, arrays, {}), (f"{operation}_vjp", [do, *arrays], dstate)):
+        got, want = (getattr(refattn, name)(*given, **options, **more, backend=who) for who in ("numba", "numpy"))
+        for x, y in zip(leaves(got), leaves(want), strict=True):
+            if y is not None:
+                assert x.dtype == y.dtype
+                np.testing.assert_allclose(x, y, rtol=0, atol=1e-10 * np.abs(y).max(initial=1))
+
+
 PROGRAM = """
 import llvmlite.binding
 import numba
