@@ -117,7 +117,7 @@ MEANS_QUICK = (
 )
 MEANS_FEW = (
     *("one_sequence_state", "state_wide_rates", "no_tokens", "no_tokens_no_state", "one_token", "t63"),
-    *("forgets_all", "large_keys", "large_bonus"),
+    *("plain", "two_batch_axes", "forgets_all", "large_keys", "large_bonus"),
 )
 
 
