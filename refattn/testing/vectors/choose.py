@@ -149,8 +149,7 @@ def features(operation: str, case: Case, given: Given) -> set[tuple[str, str]]:
     tried = {
         "one head": first.ndim == 2,
         "empty": any(x.size == 0 for x in every),
-        case.dtype: enough
-        and not any(isinstance(x, tuple) and len(x) == 1 for x in names.values()),
+        case.dtype: enough and not any(isinstance(x, tuple) and len(x) == 1 for x in names.values()),
         "blind rows": _blind(names.get("mask")),
     }
     if whole:
