@@ -16,6 +16,7 @@ from refattn_numba.selective_scan import (
 )
 from refattn_numba.s4d import s4d, s4d_recurrent, s4d_vjp
 from refattn_numba.rwkv4 import rwkv4, rwkv4_recurrent, rwkv4_vjp
+from refattn_numba.linear_attention_back import linear_attention_vjp
 from refattn_numba.linformer import linformer_attention, linformer_attention_vjp
 from refattn_numba.nystrom import nystrom_attention, nystrom_attention_vjp
 from refattn_numba.cosformer import cosformer_attention, cosformer_attention_recurrent, cosformer_attention_vjp
@@ -132,6 +133,7 @@ __all__ = [
     "linear_attention",
     "linear_attention_chunked",
     "linear_attention_recurrent",
+    "linear_attention_vjp",
     "linformer_attention",
     "linformer_attention_vjp",
     "local_attention",
