@@ -74,12 +74,8 @@ from refattn.linear.linear_attention import (
     linear_attention_recurrent,
     linear_attention_vjp,
 )
-from refattn.linear.performer import (
-    draw_projection,
-    performer_attention,
-    performer_attention_recurrent,
-    performer_attention_vjp,
-)
+from refattn.linear.performer import performer_attention, performer_attention_recurrent, performer_attention_vjp
+from refattn.linear.random_features import draw_projection
 from refattn.linear.cosformer import cosformer_attention, cosformer_attention_recurrent, cosformer_attention_vjp
 from refattn.linear.linformer import linformer_attention, linformer_attention_vjp
 from refattn.linear.nystrom import nystrom_attention, nystrom_attention_vjp

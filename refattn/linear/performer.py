@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from refattn.arrays import Array, check_count, check_floats, check_number, check_shape
+from refattn.arrays import Array, check_floats, check_number, check_shape
 from refattn.dense.common import select_matmul
 from refattn.dispatch import dispatched
 from refattn.linear.common import check_wide, decayed, heads_of, outer, scale_of, share_heads, sum_heads
-from refattn.linear.features import check_features, computed, divided, divided_vjp, joined, named, parted, with_ones
+from refattn.linear.features import check_features, computed, divided, divided_vjp, joined, named, parted
+from refattn.linear.random_features import below, exponents_vjp, features_below, kept, prepared, weights_of
 from refattn.results import LinearState, PerformerGradients, PerformerState, Recurrent
 
 
@@ -93,17 +94,17 @@ def performer_attention(
     >>> performer_attention(zeros, zeros, v, draw_projection(4, 2)).o[:, 0]
     array([2., 3., 5.])
     """
-    lq, lk, v_, S, first = _prepared(q, k, v, projection, scale, initial_state)
-    m, s, through, a, after = _weights(lq, lk, first, causal)
+    lq, lk, v_, S, first = prepared(q, k, v, projection, scale, initial_state)
+    m, s, through, a, after = weights_of(lq, lk, first, causal)
     last = m[..., -1] if m.shape[-1] > 0 else first
-    S_last = decayed(_below(first, last)[..., None, None], S) + after.swapaxes(-1, -2) @ v_
+    S_last = decayed(below(first, last)[..., None, None], S) + after.swapaxes(-1, -2) @ v_
     if causal:
         Ho = s.shape[-3] if s.ndim > 2 else 1
         seen = np.tri(s.shape[-1], dtype=bool)
         o = select_matmul(s, share_heads(v_, Ho), seen) + decayed(through, a @ share_heads(S, Ho))
     else:
         o = a @ share_heads(S_last, heads_of(a))
-    return Recurrent(divided(o).astype(q.dtype), PerformerState(*parted(S_last), last))
+    return Recurrent(divided(o).astype(q.dtype), PerformerState(*parted(S_last), np.asarray(last)))
 
 
 @dispatched(_check("performer_attention_recurrent"))
@@ -147,15 +148,15 @@ def performer_attention_recurrent(
     >>> performer_attention_recurrent(zero, zero, 2 * v, w, initial_state=state).o
     array([[3.]])
     """
-    lq, lk, v_, S, m = _prepared(q, k, v, projection, scale, initial_state)
-    a, root = _features(lq, lq.max(axis=-1)), math.sqrt(lk.shape[-1])
+    lq, lk, v_, S, m = prepared(q, k, v, projection, scale, initial_state)
+    a, root = features_below(lq, lq.max(axis=-1)), math.sqrt(lk.shape[-1])
     o = np.empty((*a.shape[:-1], v_.shape[-1]), v_.dtype)
     for t in range(q.shape[-2]):
         old, m = m, np.maximum(m, lk[..., t, :].max(axis=-1))
-        new = np.exp(_below(lk[..., t, :], m[..., None])) / root
-        S = decayed(_below(old, m)[..., None, None], S) + outer(new, v_[..., t, :])
+        new = np.exp(below(lk[..., t, :], m[..., None])) / root
+        S = decayed(below(old, m)[..., None, None], S) + outer(new, v_[..., t, :])
         o[..., t, :] = (a[..., t, None, :] @ share_heads(S, heads_of(a)))[..., 0, :]  # o = Sᵀ φ(q)
-    return Recurrent(divided(o).astype(q.dtype), PerformerState(*parted(S), m))
+    return Recurrent(divided(o).astype(q.dtype), PerformerState(*parted(S), np.asarray(m)))
 
 
 @dispatched(_check("performer_attention_vjp"))
@@ -205,10 +206,10 @@ def performer_attention_vjp(
     array([1.5, 0.5])
     """
     H, Hk, Hv = heads_of(q), heads_of(k), heads_of(v)
-    lq, lk, v_, S, first = _prepared(q, k, v, projection, scale, initial_state)
-    m, s, through, a, after = _weights(lq, lk, first, causal)
+    lq, lk, v_, S, first = prepared(q, k, v, projection, scale, initial_state)
+    m, s, through, a, after = weights_of(lq, lk, first, causal)
     last, Ho = m[..., -1] if m.shape[-1] > 0 else first, heads_of(a)
-    S_last = decayed(_below(first, last)[..., None, None], S) + after.swapaxes(-1, -2) @ v_
+    S_last = decayed(below(first, last)[..., None, None], S) + after.swapaxes(-1, -2) @ v_
     dS_last = joined(None if dstate is None else LinearState(dstate.S, dstate.z), S.shape, S.dtype)
     dm = np.zeros(last.shape, last.dtype) if dstate is None else dstate.m.astype(last.dtype)
     dm = dm - (dS_last * S_last).sum(axis=(-2, -1))  # was: S = e^{-m} ...
@@ -217,8 +218,8 @@ def performer_attention_vjp(
         seen = np.tri(s.shape[-1], dtype=bool)
         o = select_matmul(s, share_heads(v_, Ho), seen) + decayed(through, a @ share_heads(S, Ho))
         do_ = divided_vjp(do_, o)
-        b = share_heads(_features(lk, m), Ho)
-        ds = np.where(seen, do_ @ share_heads(v_, Ho).swapaxes(-1, -2), 0) * share_heads(_kept(m), Ho)
+        b = share_heads(features_below(lk, m), Ho)
+        ds = np.where(seen, do_ @ share_heads(v_, Ho).swapaxes(-1, -2), 0) * share_heads(kept(m), Ho)
         dlq = a * (select_matmul(ds, b, seen) + decayed(through, do_ @ share_heads(S, Ho).swapaxes(-1, -2)))
         dlk = sum_heads(b * select_matmul(ds.swapaxes(-1, -2), a, seen.T), Hv)
         dv = sum_heads(select_matmul(s.swapaxes(-1, -2), do_, seen.T), Hv)
@@ -229,7 +230,7 @@ def performer_attention_vjp(
         dS_last = dS_last + sum_heads(a.swapaxes(-1, -2) @ do_, Hv)
     dlk = dlk + after * (v_ @ dS_last.swapaxes(-1, -2))
     dv = dv + after @ dS_last
-    dS = dS + decayed(_below(first, last)[..., None, None], dS_last)
+    dS = dS + decayed(below(first, last)[..., None, None], dS_last)
     dm_first = np.where(np.isneginf(first), 0, (dS * S).sum(axis=(-2, -1)))  # as if S were e^m S
     keeps = first >= lk.max(axis=(-2, -1), initial=-np.inf)
     dm_first = dm_first + np.where(keeps, dm, 0)
@@ -238,116 +239,12 @@ def performer_attention_vjp(
     dlk = dlk + (top * np.where(keeps, 0, dm)[..., None]).reshape(lk.shape)
     root = math.sqrt(scale_of(q, scale))
     (W,) = computed(projection)
-    dq, dW_q = _exponents_vjp(sum_heads(dlq, H), computed(q)[0] * root, W)
-    dk, dW_k = _exponents_vjp(sum_heads(dlk, Hk), computed(k)[0] * root, W)
+    dq, dW_q = exponents_vjp(sum_heads(dlq, H), computed(q)[0] * root, W)
+    dk, dW_k = exponents_vjp(sum_heads(dlk, Hk), computed(k)[0] * root, W)
     dinitial = None
     if initial_state is not None:
         parts = (*parted(dS), dm_first)
-        dinitial = PerformerState(*(x.astype(y.dtype) for x, y in zip(parts, initial_state, strict=True)))
+        dinitial = PerformerState(*(np.asarray(x, y.dtype) for x, y in zip(parts, initial_state, strict=True)))
     dv = dv[..., :-1].astype(v.dtype)
     dprojection = (dW_q + dW_k).astype(projection.dtype)
     return PerformerGradients((root * dq).astype(q.dtype), (root * dk).astype(k.dtype), dv, dprojection, dinitial)
-
-
-def draw_projection(features: int, D: int, seed: int = 0, orthogonal: bool = True) -> Array:
-    r"""Draw the projection of `performer_attention`: rows that are each distributed as N(0, I).
-
-    Parameters
-    ----------
-    features : int
-        M, the number of rows.
-    D : int
-        Width of queries and keys.
-    seed : int
-        The same seed draws the same numbers.
-    orthogonal : bool
-        Make each block of D rows orthogonal, which lowers the variance of the estimate; the lengths of rows stay those
-        of Gaussian vectors.
-
-    Returns
-    -------
-    array, (M, D)
-        float64.
-
-    Raises
-    ------
-    TypeError, ValueError
-        For numbers below 1 and a negative seed.
-
-    Examples
-    --------
-    >>> w = draw_projection(3, 3)
-    >>> np.count_nonzero(abs(w @ w.T) > 1e-12)  # the diagonal
-    3
-    """
-    for name, x, least in (("features", features, 1), ("D", D, 1), ("seed", seed, 0)):
-        check_count("draw_projection", name, x, least=least)
-    rng = np.random.default_rng(seed)
-    blocks = -(-features // D)
-    drawn = rng.normal(size=(blocks, D, D))
-    rows = drawn.reshape(-1, D)[:features]
-    if not orthogonal:
-        return rows
-    basis, r = np.linalg.qr(drawn)
-    signs = np.where(np.diagonal(r, axis1=-2, axis2=-1) < 0, -1, 1)  # makes the bases uniformly distributed
-    turned = (basis * signs[..., None, :]).swapaxes(-1, -2).reshape(-1, D)[:features]
-    lengths = np.sqrt((rng.normal(size=(features, D)) ** 2).sum(axis=-1, keepdims=True))
-    return lengths * turned
-
-
-def _prepared(
-    q: Array, k: Array, v: Array, projection: Array, scale: float | None, state: PerformerState | None
-) -> tuple[Array, Array, Array, Array, Array]:
-    """Return the exponents of q (..., Ho, T, M) and k (..., Hv, T, M), v with ones, and the first state and its m."""
-    q_, k_, v_, W = computed(q, k, v, projection)
-    root, Hv, Ho = math.sqrt(scale_of(q, scale)), heads_of(v), max(heads_of(q), heads_of(v))
-    v_ = with_ones(v_)
-    S = joined(None if state is None else LinearState(state.S, state.z), (*v.shape[:-2], len(W), v_.shape[-1]), W.dtype)
-    m = np.full(v.shape[:-2], -np.inf, W.dtype) if state is None else state.m.astype(W.dtype)
-    return share_heads(_exponents(q_ * root, W), Ho), share_heads(_exponents(k_ * root, W), Hv), v_, S, m
-
-
-def _exponents(x: Array, W: Array) -> Array:
-    return x @ W.T - (x * x).sum(axis=-1, keepdims=True) / 2
-
-
-def _exponents_vjp(dl: Array, x: Array, W: Array) -> tuple[Array, Array]:
-    """Return the gradients of x and W."""
-    dW = dl.swapaxes(-1, -2) @ x
-    return dl @ W - dl.sum(axis=-1, keepdims=True) * x, dW.reshape(-1, *W.shape).sum(axis=0)
-
-
-def _below(a: Array, m: Array) -> Array:
-    """Return a - m for a <= m; -inf where both are."""
-    return np.where(np.isneginf(a), -np.inf, a - m)
-
-
-def _features(exponents: Array, m: Array) -> Array:
-    """Return e^(exponents - m) / √M; m (..., T) has one number a token."""
-    return np.exp(_below(exponents, m[..., None])) / math.sqrt(exponents.shape[-1])
-
-
-def _weights(lq: Array, lk: Array, first: Array, causal: bool) -> tuple[Array, Array, Array, Array, Array]:
-    """Return what `performer_attention` weighs with.
-
-    m (..., Hv, T), the stabiliser of the keys that each token sees; the weights (..., Ho, T, T); the logs of what is
-    left of the first state at each token (..., Ho, T, 1); φ(q); and the features of k under the last m.
-    """
-    a, Ho = _features(lq, lq.max(axis=-1)), heads_of(lq)
-    m = np.maximum(np.maximum.accumulate(lk.max(axis=-1), axis=-1), first[..., None])
-    if not causal:
-        m = np.broadcast_to(m[..., -1:], m.shape)
-    after = _features(lk, np.broadcast_to(m[..., -1:], m.shape))
-    through = share_heads(_below(first[..., None], m)[..., None], Ho)
-    if not causal:
-        return m, np.zeros((*a.shape[:-1], 0), a.dtype), through, a, after
-    b = share_heads(_features(lk, m), Ho)
-    seen = np.tri(m.shape[-1], dtype=bool)
-    s = np.where(seen, share_heads(_kept(m), Ho) * (a @ b.swapaxes(-1, -2)), 0)
-    return m, s, through, a, after
-
-
-def _kept(m: Array) -> Array:
-    """Return e^(m_j - m_i): what token i leaves of what token j <= i has added; 0 elsewhere."""
-    seen = np.tri(m.shape[-1], dtype=bool)
-    return np.where(seen, np.exp(_below(m[..., None, :], m[..., :, None])), 0)

@@ -23,7 +23,8 @@ from refattn.linear.kda import kda_chunked
 from refattn.linear.linear_attention import linear_attention_chunked
 from refattn.linear.linformer import linformer_attention
 from refattn.linear.nystrom import nystrom_attention
-from refattn.linear.performer import draw_projection, performer_attention
+from refattn.linear.performer import performer_attention
+from refattn.linear.random_features import draw_projection
 from refattn.linear.simple_gla import simple_gla_chunked
 from refattn.models import gated, mamba, rwkv
 from refattn.models.elementwise import add, log_sigmoid, multiply, sigmoid, swap, unit

@@ -16,11 +16,11 @@ from refattn.testing.calls import as_float64
 from refattn.testing.cases import Case, cases
 from refattn.testing.comparison import quietly
 from refattn.testing.formats import decode, encode
+from refattn.testing.noise import Noisy, Source, disturb, spread
 from refattn.testing.vectors import Vectors, check_vectors, export, export_vectors, folder, storage
 from refattn.testing.vectors.check import _compare
 from refattn.testing.vectors.choose import MEANINGS, TOKENS, Vector, choose
 from refattn.testing.vectors.errors import Expected, expected, results
-from refattn.testing.vectors.noise import Noisy, Source, disturb, spread
 from refattn.testing.vectors.storage import STORAGES
 
 FEW = ("rope", "merge_attention", "attention")

@@ -30,8 +30,8 @@ from refattn.testing.calls import as_float64
 from refattn.testing.comparison import leaves, quietly
 from refattn.testing.contract import Contract
 from refattn.testing.formats import LARGEST, TINY, UNIT, ulp
+from refattn.testing.noise import spread
 from refattn.testing.vectors.choose import Given, Vector
-from refattn.testing.vectors.noise import spread
 from refattn.testing.vectors.sigma import merge_variance, rope_variance
 
 FORWARD = ("attention", "flash_attention", "attention_split_kv")
