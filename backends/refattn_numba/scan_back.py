@@ -25,7 +25,7 @@ from refattn_numba.threads import run
 from refattn_numba.vectors import VECTOR_BYTES
 
 CHUNK = 16, 64
-"""Tokens of a chunk, at least and at most."""
+"""Tokens of a chunk, at least and at most; a multiple of the least, which fills whole registers."""
 CACHE = 262144
 """Bytes that the states of a chunk may take, where that is not fewer tokens than the least."""
 ITEMS = 8
@@ -84,7 +84,7 @@ def scanned_back(
     size = -(-call.D // lanes) * lanes
     states, tiles = len(call.heads) // call.readers, -(-call.Dv // lanes)
     groups = max(1, min(tiles, -(-ITEMS // max(states, 1))))
-    chunk = min(max(CACHE // (size * VECTOR_BYTES), CHUNK[0]), CHUNK[1])
+    chunk = min(max(CACHE // (size * VECTOR_BYTES) // CHUNK[0] * CHUNK[0], CHUNK[0]), CHUNK[1])
     longest = int(call.heads[:, TOKENS].max(initial=0))
     shapes = {"q": (*call.o_shape[:-1], call.D), "k": (*v.shape[:-1], call.D), "g": None, "beta": None}
     shapes |= {"g": None if log_decay is None else log_decay.shape, "beta": None if beta is None else beta.shape}
@@ -176,7 +176,7 @@ def _back(
             t0 = n * chunk
             tokens, row = min(chunk, T - t0), v_row + t0
             load_rows(keys, size, k, k_row + t0, tokens, D)
-            load_decays(a, size, g, g_width, row, tokens, D, own)
+            load_decays(a, size, g, g_width, row, tokens, D, own[own.size - chunk :])
             if kappa is not None:
                 load_rows(kappas, size, kappa, row, tokens, D)
                 load_rows(gaps, size, gap, row, tokens, D)
