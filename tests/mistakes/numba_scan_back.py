@@ -1,0 +1,51 @@
+"""Mistakes in the scans backwards of the numba backend, as changes to their source; see tests/mistakes/numba.py."""
+
+from tests.mistakes.numba import Mistake
+
+LAUNCH = [
+    Mistake("the gradient of the last state dropped", "scan_back", "first_states(call, dstate)",
+            "first_states(call, None)", "simple_gla_vjp"),
+    Mistake("from no state at first", "scan_back", "first_states(call, initial_state)", "first_states(call, None)",
+            "simple_gla_vjp kda_vjp"),
+    Mistake("scale without its root", "scan_back", "1 / math.sqrt(call.D)", "1 / call.D", "simple_gla_vjp"),
+    Mistake("heads that share a key round robin", "scan_back",
+            "H, dx.shape[-3] // H, *dx.shape[-2:]).sum(axis=-3)", "dx.shape[-3] // H, H, *dx.shape[-2:]).sum(axis=-4)",
+            "simple_gla_vjp delta_rule_vjp"),
+    Mistake("a constant decay that is pulled by its first sequence", "gated_back",
+            "reshape(-1, len(log_decay)).sum(axis=0)", "reshape(-1, len(log_decay))[0]", "retention_vjp"),
+    Mistake("keys of gates pull nothing", "gated_back", "np.asarray(found.dg) - of_keys", "np.asarray(found.dg)",
+            "hgrn2_vjp"),
+    Mistake("a bonus pulls no key", "rwkv_back", "found.dk + seen * u_ * r_", "found.dk", "rwkv6_vjp"),
+    Mistake("what erases pulls kappa alone", "rwkv_back", "np.asarray(found.dkappa) + share * dgap",
+            "np.asarray(found.dkappa)", "rwkv7_vjp"),
+    Mistake("steps beyond their limits are pulled", "ssd_back", "(soft < low) | (soft > high)",
+            "(soft < low) & (soft > high)", "ssd_vjp"),
+    Mistake("steps pulled by values alone", "ssd_back", "np.where(forgets, 0, dg * rate) + np.einsum",
+            "np.einsum", "ssd_vjp"),
+    Mistake("no pull through the gate's skip", "ssd_back", "dx if skip is None else dx + skip * dy", "dx", "ssd_vjp"),
+]  # fmt: skip
+COMPILED = [
+    Mistake("queries of the heads that share a state dropped", "scan_back_tiles",
+            "        for reader in range(head, head + readers):\n            if token >= 0:\n                put(query",
+            "        for reader in range(head, head + 1):\n            if token >= 0:\n                put(query",
+            "simple_gla_vjp delta_rule_vjp"),
+    Mistake("the last query of a chunk twice", "scan_back_tiles", "if bonus is None and t0 + tokens == T:",
+            "if bonus is None:", "simple_gla_vjp"),
+    Mistake("a query reads the state after its token", "scan_back_tiles",
+            "token = t0 + t if bonus is not None else t0 + t - 1", "token = t0 + t - 1", "rwkv6_vjp"),
+    Mistake("what is forgotten multiplied by zero", "scan_back_tiles", "a[t * size + d] = -1",
+            "a[t * size + d] = 0", "gated_linear_attention_vjp kda_vjp"),
+    Mistake("a gate per token forgets by a factor", "scan_back_tiles", "own[t] = -1", "own[t] = 0", "simple_gla_vjp"),
+    Mistake("values not divided into what was known and new", "scan_back_tiles",
+            "u[n] = beta[row + t] * miss[n]", "u[n] = beta[row + t] * (miss[n] + found[n])", "delta_rule_vjp"),
+    Mistake("beta pulled by what is written", "scan_back_tiles", "dot(du, 0, miss, t * W, width)",
+            "dot(du, 0, u, t * W, width)", "gated_delta_rule_vjp"),
+    Mistake("reading pulls no key", "scan_back_tiles", "put_added(k_row, 0, e_row, 0, D)",
+            "put_added(k_row, 0, e_row, 0, 0)", "kda_vjp"),
+    Mistake("pads of a tile keep what they held", "scan_back_tiles",
+            "        a[t * size + D : (t + 1) * size] = -1\n", "        a[t * size + D : (t + 1) * size] = 1\n",
+            "kda_vjp gated_delta_rule_vjp"),
+    Mistake("a chunk too few", "scan_back", "for step in range(1, 2 * chunks):",
+            "for step in range(1, 2 * chunks - 1):", "simple_gla_vjp"),
+]  # fmt: skip
+ALL = LAUNCH
