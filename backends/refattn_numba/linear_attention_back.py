@@ -52,7 +52,7 @@ def linear_attention_vjp(
     if normalize:
         dv, first = dv[..., :-1], LinearState(first[..., :-1], first[..., -1])
     else:
-        dz = np.zeros(first.shape[:-1], dtype) if dstate is None else dstate.z.astype(dtype, copy=False)
+        dz = np.zeros(first.shape[:-1], dtype) if dstate is None else dstate.z.astype(dtype)
         dk, first = dk + heads_added(_of_tokens(dz, k.shape[-2], cu_seqlens), k_), LinearState(first, dz)
     if initial_state is not None:
         first = LinearState(*(dx.astype(x.dtype, copy=False) for dx, x in zip(first, initial_state, strict=True)))
