@@ -16,12 +16,12 @@ from refattn import dispatch
 from refattn.testing.cases import cases
 from refattn.testing.conformance import judge
 from refattn.testing.verdicts import FAIL, PASS
-from tests.mistakes import numba, numba_channels, numba_scan
+from tests.mistakes import numba, numba_channels, numba_scan, numba_scan_back
 from tests.mistakes.numba import GATHERED, SCATTERED, STRIPS
 
 refattn_numba = pytest.importorskip("refattn_numba")
 PACKAGE = "refattn_numba"
-KINDS = (numba, numba_scan, numba_channels)
+KINDS = (numba, numba_scan, numba_scan_back, numba_channels)
 ALL = [mistake for kind in KINDS for mistake in kind.ALL]
 COMPILED = [mistake for kind in KINDS for mistake in kind.COMPILED]
 
