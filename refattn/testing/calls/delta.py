@@ -34,6 +34,7 @@ PROBLEMS: dict[str, dict[str, Any]] = {
     "equal_keys_beta_0_1": {"beta": [0.0, 1.0], "equal": True, "gates": 0.0, "state": True},
     "beta_beyond_1": {"beta": [1.2, 1.38], "T": 33, "batch": ()},
     "keys_of_1000": {"keys": 1e3, "beta": [1e-6, 1.3e-6], "batch": ()},
+    "wide_values": {"batch": (), "T": 4, "Dv": 70, "state": True},
     "strided": {"step": 2, "state": True, "T": 7},
     "nan_seen": {"poison": {"v": 7}, "T": 12, "batch": ()},
 }

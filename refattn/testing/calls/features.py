@@ -40,6 +40,7 @@ LINEAR: dict[str, dict[str, Any]] = {
     "identity_not_normalised": {"given": {"feature_map": identity, "normalize": False}, "state": True},
     "not_normalised": {"given": {"normalize": False}, "T": 20, "batch": ()},
     "no_features": {"given": {"feature_map": relu}, "batch": (), "negative": 3},
+    "wide_values": {"batch": (), "T": 4, "Dv": 70, "state": True},
     "packed": {"batch": (), "T": 20, "cu_seqlens": [0, 5, 5, 13, 20], "state": True},
     "packed_nan_before": {"batch": (), "T": 12, "cu_seqlens": [0, 7, 12], "poison": {"v": 6, "k": 3}},
     "large_keys": {"size": 30.0, "state": True, "T": 6},

@@ -28,10 +28,11 @@ PROBLEMS: dict[str, dict[str, Any]] = {
     "t70_minus_20": {"batch": (), "T": 70, "gate": -20.0, "state": "wide"},
     "t130_packed": {"batch": (), "T": 130, "D": 8, "borders": (0, 50, 50, 51, 130)},
     "t65_large_keys": {"batch": (), "T": 65, "size": 500.0, "strided": True, "wide_gates": True},
+    "wide_values": {"batch": (), "T": 4, "Dv": 70, "state": "wide"},
     "nan_seen": {"T": 9, "nan": True},
 }
 QUICK = ("plain", "tokens_2d", "t1_wide_state", "no_tokens", "packed_reset", "resets")
-FORMS = (*QUICK, "more_values", "t70_minus_20", "t130_packed")
+FORMS = (*QUICK, "wide_values", "more_values", "t70_minus_20", "t130_packed")
 CHUNKED = ("plain+2", "packed_reset+4", "resets+3", "fewer_keys+16", "t70_minus_20+64", "t130_packed+48", "no_tokens+1")
 
 

@@ -25,6 +25,7 @@ PROBLEMS: dict[str, dict[str, Any]] = {
     "packed_nan_before": {"batch": (), "T": 21, "cu_seqlens": [0, 10, 21], "poison": {"k": 4, "v": 9, "r": 9}},
     "forgotten_nan": {"T": 24, "batch": (), "forget": [11, 12], "poison": {"v": 10, "state": 1}, "state": True},
     "rates_0_and_1": {"ends": True, "state": True, "T": 12},
+    "wide_values": {"batch": (), "T": 4, "Dv": 70, "state": True},
     "strided": {"step": 2, "state": True, "T": 7},
     "nan_seen": {"poison": {"v": 7}, "T": 12, "batch": ()},
 }
