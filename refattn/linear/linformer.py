@@ -125,5 +125,5 @@ def linformer_attention_vjp(
     g = attention_vjp(do_, q_, e_ @ k_, f_ @ v_, scale=scale)
     dk, dv = e_.swapaxes(-1, -2) @ g.dk, f_.swapaxes(-1, -2) @ g.dv  # was: E K, F V
     de, df = g.dk @ k_.swapaxes(-1, -2), g.dv @ v_.swapaxes(-1, -2)
-    de, df = (dx.reshape(-1, *x.shape).sum(axis=0).astype(x.dtype) for dx, x in ((de, e), (df, f)))
+    de, df = (dx.sum(axis=tuple(range(dx.ndim - x.ndim))).astype(x.dtype) for dx, x in ((de, e), (df, f)))
     return LinformerGradients(g.dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), de, df)

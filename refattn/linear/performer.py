@@ -90,6 +90,7 @@ def performer_attention(
     --------
     Keys that are 0 weigh alike, whatever is drawn: the mean of the values so far.
 
+    >>> from refattn import draw_projection
     >>> zeros, v = np.zeros((3, 2)), np.array([[2.0], [4.0], [9.0]])
     >>> performer_attention(zeros, zeros, v, draw_projection(4, 2)).o[:, 0]
     array([2., 3., 5.])
@@ -143,6 +144,7 @@ def performer_attention_recurrent(
 
     Examples
     --------
+    >>> from refattn import draw_projection
     >>> zero, v, w = np.zeros((1, 2)), np.array([[2.0]]), draw_projection(4, 2)
     >>> _, state = performer_attention_recurrent(zero, zero, v, w)
     >>> performer_attention_recurrent(zero, zero, 2 * v, w, initial_state=state).o
@@ -201,6 +203,7 @@ def performer_attention_vjp(
 
     Examples
     --------
+    >>> from refattn import draw_projection
     >>> zeros, w = np.zeros((2, 2)), draw_projection(4, 2)
     >>> performer_attention_vjp(np.ones((2, 1)), zeros, zeros, zeros[:, :1], w).dv[:, 0]
     array([1.5, 0.5])
