@@ -15,6 +15,7 @@ import pytest
 import refattn
 from refattn import dispatch
 from refattn.testing import cases
+from refattn.testing.comparison import leaves
 
 ROOT = Path(__file__).parents[1]
 Q, K, V = (np.random.default_rng(0).normal(size=(2, 3, 4)) for _ in range(3))
@@ -45,8 +46,8 @@ def test_loopback_runs_every_operation(loopback, operation):
     got = getattr(refattn, operation)(*args, **kwargs, backend="loopback")
     want = getattr(refattn, operation)(*args, **kwargs)
     assert loopback.calls == [operation]
-    for x, y in zip(got, want, strict=True) if isinstance(want, tuple) else [(got, want)]:
-        np.testing.assert_array_equal(x, y)
+    for (name, x), (_, y) in zip(leaves(got), leaves(want), strict=True):
+        np.testing.assert_array_equal(x, y, err_msg=name)
 
 
 def test_every_operation_is_exported_and_says_its_backend():
