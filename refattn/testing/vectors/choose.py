@@ -22,7 +22,7 @@ from refattn.testing.comparison import arrays, leaves, quietly
 LEVELS = ("quick", "standard")
 PER_DTYPE = ("bias", "sinks", "softcap", "dlse")
 """Options that every dtype is tried with; the others, once."""
-MEANINGS = ("attention", "attention_vjp", "flash_attention_vjp")
+MEANINGS = ("attention", "attention_vjp")
 """Of the operations on q, k and v, those whose vectors have every option in every dtype, and every unusual shape.
 
 The others mean the same with other arguments, which are what their vectors try."""
