@@ -38,10 +38,11 @@ def _check(operation: str) -> Callable[..., None]:
             raise TypeError(f"{operation}: feature_map must be callable, got {type(feature_map).__name__}")
         if operation.endswith("_vjp") and not callable(getattr(feature_map, "vjp", None)):
             raise TypeError(f"{operation}: feature_map has no vjp; wanted a FeatureMap")
-        states = found.get("initial_state"), found.get("dstate")
-        M = None
-        if states != (None, None) and getattr(found["q"], "ndim", 0) > 1:
-            M = feature_map(np.zeros((1, found["q"].shape[-1]))).shape[-1]
+        M, shape = None, getattr(found["q"], "shape", ())
+        if len(shape) > 1:
+            *rows, M = np.shape(feature_map(np.zeros((3, shape[-1]))))
+            if rows != [3]:
+                raise ValueError(f"{operation}: feature_map makes {(*rows, M)} of (3, D); wanted (3, M)")
         check_features(operation, found.pop("q"), found.pop("k"), found.pop("v"), M, **found)
 
     return check
