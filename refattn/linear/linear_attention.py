@@ -38,9 +38,9 @@ def _check(operation: str) -> Callable[..., None]:
             raise TypeError(f"{operation}: feature_map must be callable, got {type(feature_map).__name__}")
         if operation.endswith("_vjp") and not callable(getattr(feature_map, "vjp", None)):
             raise TypeError(f"{operation}: feature_map has no vjp; wanted a FeatureMap")
-        M, shape = None, getattr(found["q"], "shape", ())
+        M, shape = None, tuple(getattr(found["q"], "shape", ()))
         if len(shape) > 1:
-            *rows, M = np.shape(feature_map(np.zeros((3, shape[-1]))))
+            *rows, M = feature_map(np.zeros((3, shape[-1]))).shape
             if rows != [3]:
                 raise ValueError(f"{operation}: feature_map makes {(*rows, M)} of (3, D); wanted (3, M)")
         check_features(operation, found.pop("q"), found.pop("k"), found.pop("v"), M, **found)
