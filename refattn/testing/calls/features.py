@@ -53,6 +53,7 @@ PERFORMER: dict[str, dict[str, Any]] = {
     "rising_keys": {"T": 20, "batch": (), "rise": 0.4},
     "large_keys": {"size": 6.0, "T": 6, "state": True},
     "one_feature": {"M": 1, "T": 5},
+    "nan_key_seen": {"batch": (), "poison": {"k": 5}},
     **ALL_TO_ALL,
 }
 COSFORMER: dict[str, dict[str, Any]] = {
@@ -75,6 +76,7 @@ MIXED: dict[str, dict[str, Any]] = {
     "t70": {"T": 70, "batch": (), "r": 9, "D": 8, "Dv": 8},
     "large_scores": {"size": 12.0, "T": 6},
     "strided": {"step": 2},
+    "nan_value_seen": {"batch": (), "poison": {"v": 5}},
 }
 LANDMARKS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -84,9 +86,13 @@ LANDMARKS: dict[str, dict[str, Any]] = {
     "scale": {"given": {"landmarks": 3, "scale": 0.3}},
     "one_landmark": {"given": {"landmarks": 1}, "T": 7},
     "two_iterations": {"given": {"landmarks": 3, "iterations": 2}, "T": 8},
-    "uneven_segments": {"given": {"landmarks": 4}, "T": 11, "batch": ()},
+    "uneven_segments": {"given": {"landmarks": 5}, "T": 13, "batch": ()},
     "t70": {"T": 70, "batch": (), "given": {"landmarks": 7}, "D": 8, "Dv": 8},
     "strided": {"step": 2, "T": 6},
+    "fewer_tokens": {"given": {"landmarks": 5}, "T": 4},
+    "one_token": {"T": 1},
+    "no_tokens": {"T": 0},
+    "nan_value_seen": {"batch": (), "poison": {"v": 5}},
 }
 QUICK = (
     *("one_head_2d_state", "gqa_state", "gva_state", "no_tokens", "one_token", "five_axes", "plain"),
