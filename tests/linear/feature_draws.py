@@ -33,7 +33,7 @@ def part(x, t):
     return {n: y[..., t, :] if n in ("q", "k", "v", "do") else y for n, y in x.items() if n != "initial_state"}
 
 
-def same(x, y, rtol=1e-9, atol=1e-11):
+def assert_same(x, y, rtol=1e-9, atol=1e-11):
     for a, b in zip(leaves(x), leaves(y), strict=True):
         np.testing.assert_allclose(a, b, rtol=rtol, atol=atol)
 
@@ -56,7 +56,7 @@ def inner(x, y):
     return sum((a * b).sum() for a, b in zip(leaves(x), leaves(y), strict=True))
 
 
-def check_vjp(name, x, options, seed=1):
+def assert_vjp(name, x, options, seed=1):
     """Compare <cotangents, J dx> by central differences with <gradients, dx>, for all inputs together and each."""
     rng, forward = np.random.default_rng(seed), form(name)
     result = forward(**x, **options)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import refattn
-from tests.linear.feature_draws import HEADS, check_vjp, draw, form, part, same
+from tests.linear.feature_draws import HEADS, assert_same, assert_vjp, draw, form, part
 
 quickly = settings(max_examples=30, deadline=None, derandomize=True)
 SUFFIXES = ("", "_recurrent")
@@ -25,7 +25,7 @@ def test_weights_are_cosines_of_distances(length, causal):
         o.append(w @ x["v"][: len(w)] / w.sum() if w.sum() > 0 else 0 * x["v"][0])
     for suffix in SUFFIXES if causal else ("",):
         options = {} if causal else {"causal": False}
-        same(form("cosformer", suffix)(**x, length=length, **options).o, np.array(o))
+        assert_same(form("cosformer", suffix)(**x, length=length, **options).o, np.array(o))
 
 
 @quickly
@@ -35,7 +35,7 @@ def test_both_forms(data, seed, T, start):
     batch = data.draw(st.sampled_from([(), (2,), (2, 1)])) if heads else ()
     x, options = draw("cosformer", seed, batch, heads, T, state=seed % 2 == 1)
     parallel = refattn.cosformer_attention(**x, **options, start=start)
-    same(refattn.cosformer_attention_recurrent(**x, **options, start=start), parallel, rtol=1e-8)
+    assert_same(refattn.cosformer_attention_recurrent(**x, **options, start=start), parallel, rtol=1e-8)
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -48,21 +48,21 @@ def test_split_and_resumed_at_its_position(suffix, data, seed, T, start):
     state = x["initial_state"]
     first = form("cosformer", suffix)(**part(x, slice(0, at)), **options, start=start, initial_state=state)
     rest = form("cosformer", suffix)(**part(x, slice(at, T)), **options, start=start + at, initial_state=first.state)
-    same(np.concatenate([first.o, rest.o], axis=-2), whole.o)
-    same(rest.state, whole.state)
+    assert_same(np.concatenate([first.o, rest.o], axis=-2), whole.o)
+    assert_same(rest.state, whole.state)
 
 
 def test_without_a_state_only_distances_count():
     x, options = draw("cosformer", heads=(2, 2, 2), state=False)
     first, later = (refattn.cosformer_attention(**x, **options, start=start) for start in (0, 20))
-    same(first.o, later.o)
+    assert_same(first.o, later.o)
     assert not np.allclose(first.state.S, later.state.S)
 
 
 def test_a_long_length_is_linear_attention_with_relu():
     x, _ = draw("cosformer", heads=(2, 2, 2), state=False)
     want = refattn.linear_attention(**x, feature_map=refattn.relu).o
-    same(refattn.cosformer_attention(**x, length=10**9).o, want)
+    assert_same(refattn.cosformer_attention(**x, length=10**9).o, want)
     assert not np.allclose(refattn.cosformer_attention(**x, length=7).o, want)
 
 
@@ -99,13 +99,13 @@ def test_angles_are_precise_at_far_positions(suffix):
 @pytest.mark.parametrize("heads", HEADS)
 def test_vjp(heads, options):
     x, length = draw("cosformer", 2, (2,) if HEADS[heads] else (), HEADS[heads], T=5)
-    check_vjp("cosformer", x, length | options)
+    assert_vjp("cosformer", x, length | options)
 
 
 @pytest.mark.parametrize("T", [0, 1])
 def test_vjp_of_few_tokens(T):
     x, options = draw("cosformer", 3, (), (2, 2, 2), T)
-    check_vjp("cosformer", x, options)
+    assert_vjp("cosformer", x, options)
     del x["initial_state"]
     g = refattn.cosformer_attention_vjp(np.ones((2, T, 2)), **x, **options)
     assert g.dinitial_state is None and g.dlog_decay is None and g.dbeta is None

@@ -12,7 +12,7 @@ from refattn import FeatureMap, LinearState
 from refattn.testing.contract import Contract
 from refattn.testing.recurrence import CASES
 from refattn.testing.recurrence.oracle import truth
-from tests.linear.feature_draws import HEADS, check_vjp, draw, form, part, same
+from tests.linear.feature_draws import HEADS, assert_same, assert_vjp, draw, form, part
 
 ORACLE = (
     *("normal", "normal_grouped", "normal_values", "normal_initial", "normal_sums", "heads_1", "odd", "length_0"),
@@ -45,8 +45,8 @@ def test_the_formula(causal, normalize):
         num = sum(q[i] @ k[j] * x["v"][j] for j in seen) + q[i] @ S
         o.append(num / (sum(q[i] @ k[j] for j in seen) + q[i] @ z) if normalize else num)
     found = refattn.linear_attention(**x, causal=causal, normalize=normalize)
-    same(found.o, np.array(o))
-    same(found.state, LinearState(S + k.T @ x["v"], z + k.sum(axis=0)))
+    assert_same(found.o, np.array(o))
+    assert_same(found.state, LinearState(S + k.T @ x["v"], z + k.sum(axis=0)))
 
 
 @quickly
@@ -57,8 +57,8 @@ def test_three_forms(data, seed, T, chunk, phi):
     x, _ = draw("linear", seed, batch, heads, T, state=seed % 2 == 1)
     options = {"feature_map": phi, "normalize": phi is not refattn.identity}
     parallel = refattn.linear_attention(**x, **options)
-    same(refattn.linear_attention_recurrent(**x, **options), parallel)
-    same(refattn.linear_attention_chunked(**x, **options, chunk=chunk), parallel)
+    assert_same(refattn.linear_attention_recurrent(**x, **options), parallel)
+    assert_same(refattn.linear_attention_chunked(**x, **options, chunk=chunk), parallel)
     assert np.isfinite(parallel.o).all()
 
 
@@ -71,8 +71,8 @@ def test_split_and_resumed(suffix, data, seed, T):
     whole = form("linear", suffix)(**x)
     first = form("linear", suffix)(**part(x, slice(0, at)), initial_state=x["initial_state"])
     rest = form("linear", suffix)(**part(x, slice(at, T)), initial_state=first.state)
-    same(np.concatenate([first.o, rest.o], axis=-2), whole.o)
-    same(rest.state, whole.state)
+    assert_same(np.concatenate([first.o, rest.o], axis=-2), whole.o)
+    assert_same(rest.state, whole.state)
 
 
 @quickly
@@ -89,15 +89,15 @@ def test_packed_sequences_are_a_loop(seed, lengths, chunk):
         for n, (a, b) in enumerate(itertools.pairwise(borders)):
             own = LinearState(*(y[n] for y in states))
             alone = form("linear", suffix)(**part(x, slice(a, b)), initial_state=own, **options)
-            same(packed.o[:, a:b], alone.o)
-            same(LinearState(*(y[n] for y in packed.state)), alone.state)
+            assert_same(packed.o[:, a:b], alone.o)
+            assert_same(LinearState(*(y[n] for y in packed.state)), alone.state)
     g = refattn.linear_attention_vjp(do, **x, cu_seqlens=borders, dstate=dstate)
     for n, (a, b) in enumerate(itertools.pairwise(borders)):
         own, down = (LinearState(*(y[n] for y in state)) for state in (states, dstate))
         rest = part(x | {"do": do}, slice(a, b))
         alone = refattn.linear_attention_vjp(**rest, initial_state=own, dstate=down)
-        same((g.dq[:, a:b], g.dk[:, a:b], g.dv[:, a:b]), (alone.dq, alone.dk, alone.dv))
-        same(LinearState(*(y[n] for y in g.dinitial_state)), alone.dinitial_state)
+        assert_same((g.dq[:, a:b], g.dk[:, a:b], g.dv[:, a:b]), (alone.dq, alone.dk, alone.dv))
+        assert_same(LinearState(*(y[n] for y in g.dinitial_state)), alone.dinitial_state)
 
 
 @pytest.mark.parametrize("case", ORACLE)
@@ -110,8 +110,8 @@ def test_the_oracle_says_the_same(case):
         options["initial_state"] = LinearState(*options["initial_state"])
     for suffix in SUFFIXES:
         found = form("linear", suffix)(*p.arrays.values(), **options)
-        same(found.o, o.astype(np.float64))
-        same(tuple(found.state), tuple(s.astype(np.float64) for s in states))
+        assert_same(found.o, o.astype(np.float64))
+        assert_same(tuple(found.state), tuple(s.astype(np.float64) for s in states))
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -129,7 +129,7 @@ def test_where_all_weights_are_0_o_is_0(suffix):
 def test_nothing_is_added_to_the_denominator(suffix):
     v = np.array([[1.0], [3.0]])
     x = np.full((2, 1), -100.0)  # features of e^-100
-    same(form("linear", suffix)(x, x, v).o[:, 0], np.array([1.0, 2.0]))
+    assert_same(form("linear", suffix)(x, x, v).o[:, 0], np.array([1.0, 2.0]))
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -173,19 +173,19 @@ def test_vjp(heads, options):
     if "feature_map" in options:
         S, z = x["initial_state"]
         x["initial_state"] = LinearState(np.concatenate([S, S + 1], axis=-2), np.concatenate([z, z + 1], axis=-1))
-    check_vjp("linear", x, options)
+    assert_vjp("linear", x, options)
 
 
 @pytest.mark.parametrize("T", [0, 1])
 @pytest.mark.parametrize("phi", [refattn.relu, refattn.identity], ids=["relu", "identity"])
 def test_vjp_of_few_tokens(T, phi):
     x, _ = draw("linear", 3, (), (2, 2, 2), T)
-    check_vjp("linear", x, {"feature_map": phi, "normalize": phi is refattn.relu})
+    assert_vjp("linear", x, {"feature_map": phi, "normalize": phi is refattn.relu})
 
 
 def test_vjp_of_packed_sequences():
     x, _ = draw("linear", 4, (), (4, 1, 2), 6, sequences=3)
-    check_vjp("linear", x, {"cu_seqlens": np.array([0, 2, 2, 6])})
+    assert_vjp("linear", x, {"cu_seqlens": np.array([0, 2, 2, 6])})
 
 
 def test_linear_in_v_and_s():

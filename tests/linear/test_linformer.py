@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import refattn
-from tests.linear.feature_draws import check_vjp, same
+from tests.linear.feature_draws import assert_same, assert_vjp
 
 quickly = settings(max_examples=30, deadline=None, derandomize=True)
 
@@ -27,13 +27,13 @@ def test_the_formula(scale):
     for q in x["q"]:
         p = np.exp([(3**-0.5 if scale is None else scale) * q @ row for row in k])
         o.append(p / p.sum() @ v)
-    same(refattn.linformer_attention(**x, scale=scale), np.array(o))
+    assert_same(refattn.linformer_attention(**x, scale=scale), np.array(o))
 
 
 @pytest.mark.parametrize("heads", [(), (4, 2), (2, 2)])
 def test_identities_are_softmax_attention(heads):
     x = problem(batch=(2,) if heads else (), heads=heads) | {"e": np.eye(9), "f": np.eye(9)}
-    same(refattn.linformer_attention(**x), refattn.attention(x["q"], x["k"], x["v"]))
+    assert_same(refattn.linformer_attention(**x), refattn.attention(x["q"], x["k"], x["v"]))
 
 
 @quickly
@@ -47,13 +47,13 @@ def test_each_head_by_itself(seed, Tq, Tk, r):
         own = (x["q"][:, h], x["k"][:, n], x["v"][:, n], x["e"][n], x["f"][n])
         for b in range(2):
             alone = [y[b] if y.ndim == 3 else y for y in own]
-            same(o[b, h], refattn.linformer_attention(*alone))
+            assert_same(o[b, h], refattn.linformer_attention(*alone))
 
 
 def test_mixtures_for_all_heads_are_the_same_for_each():
     x = problem(by_head=False)
     each = {name: np.broadcast_to(x[name], (2, 3, 9)).copy() for name in "ef"}
-    same(refattn.linformer_attention(**x), refattn.linformer_attention(**x | each))
+    assert_same(refattn.linformer_attention(**x), refattn.linformer_attention(**x | each))
 
 
 def test_exact_where_keys_repeat():
@@ -61,7 +61,7 @@ def test_exact_where_keys_repeat():
     rng = np.random.default_rng(0)
     q, k, v = rng.normal(size=(5, 3)), np.repeat(rng.normal(size=(3, 3)), 4, axis=0), rng.normal(size=(12, 2))
     means = np.repeat(np.eye(3), 4, axis=1) / 4
-    same(refattn.linformer_attention(q, k, v, means, means), refattn.attention(q, k, v))
+    assert_same(refattn.linformer_attention(q, k, v, means, means), refattn.attention(q, k, v))
 
 
 def test_no_keys_are_mixtures_of_nothing():
@@ -91,13 +91,13 @@ def test_rounded_once():
 @pytest.mark.parametrize(("batch", "heads"), [((), (2, 2)), ((2,), (4, 2)), ((2, 1), (2, 1)), ((), ())])
 def test_vjp(batch, heads, by_head):
     x = problem(1, batch, heads, Tq=3, Tk=5, r=2, by_head=by_head and heads != ())
-    check_vjp("linformer", x, {})
-    check_vjp("linformer", x, {"scale": 0.7})
+    assert_vjp("linformer", x, {})
+    assert_vjp("linformer", x, {"scale": 0.7})
 
 
 @pytest.mark.parametrize("sizes", [{"Tq": 0}, {"Tk": 0}, {"r": 1}, {"Tq": 1, "Tk": 1}], ids=str)
 def test_vjp_of_few(sizes):
-    check_vjp("linformer", problem(2, **sizes), {})
+    assert_vjp("linformer", problem(2, **sizes), {})
 
 
 def test_linear_in_v_and_in_f():

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import refattn
 from refattn.linear.nystrom import _means, _pseudo_inverses
-from tests.linear.feature_draws import check_vjp, same
+from tests.linear.feature_draws import assert_same, assert_vjp
 
 quickly = settings(max_examples=30, deadline=None, derandomize=True)
 
@@ -32,7 +32,7 @@ def test_the_formula(iterations):
     Z, one = A.T / (abs(A).sum(axis=0).max() * abs(A).sum(axis=1).max()), np.eye(3)
     for _ in range(iterations):
         Z = Z @ (13 * one - A @ Z @ (15 * one - A @ Z @ (7 * one - A @ Z))) / 4
-    same(refattn.nystrom_attention(**x, landmarks=3, iterations=iterations), F @ Z @ (B @ x["v"]))
+    assert_same(refattn.nystrom_attention(**x, landmarks=3, iterations=iterations), F @ Z @ (B @ x["v"]))
 
 
 @quickly
@@ -81,10 +81,10 @@ def test_no_sequence_sees_its_neighbours():
 def test_heads_share_keys_in_groups():
     x = problem()
     each = {"q": x["q"]} | {name: np.repeat(x[name], 2, axis=1) for name in "kv"}
-    same(refattn.nystrom_attention(**x, landmarks=3), refattn.nystrom_attention(**each, landmarks=3))
+    assert_same(refattn.nystrom_attention(**x, landmarks=3), refattn.nystrom_attention(**each, landmarks=3))
     for h in range(4):
         alone = (x["q"][1, h], x["k"][1, h // 2], x["v"][1, h // 2])
-        same(refattn.nystrom_attention(**x, landmarks=3)[1, h], refattn.nystrom_attention(*alone, landmarks=3))
+        assert_same(refattn.nystrom_attention(**x, landmarks=3)[1, h], refattn.nystrom_attention(*alone, landmarks=3))
 
 
 @quickly
@@ -101,13 +101,13 @@ def test_equal_landmarks_have_a_singular_matrix():
     """The pseudo-inverse of a matrix of rank 1 is found as well: the mean of all values."""
     x = {name: np.zeros((8, 2)) for name in "qk"}
     v = np.arange(8.0)[:, None]
-    same(refattn.nystrom_attention(**x, v=v, landmarks=4), np.full((8, 1), 3.5))
+    assert_same(refattn.nystrom_attention(**x, v=v, landmarks=4), np.full((8, 1), 3.5))
 
 
 def test_no_tokens_and_one():
     assert refattn.nystrom_attention(**problem(T=0), landmarks=3).shape == (2, 4, 0, 2)
     x = problem(T=1)
-    same(refattn.nystrom_attention(**x, landmarks=3), np.repeat(x["v"], 2, axis=1))
+    assert_same(refattn.nystrom_attention(**x, landmarks=3), np.repeat(x["v"], 2, axis=1))
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
@@ -122,12 +122,12 @@ def test_large_scores_stay_finite(dtype):
 @pytest.mark.parametrize("options", [{}, {"iterations": 0}, {"iterations": 1}, {"scale": 0.7}], ids=str)
 @pytest.mark.parametrize(("batch", "heads"), [((), (2, 2)), ((2,), (4, 2)), ((2, 1), (2, 1)), ((), ())])
 def test_vjp(batch, heads, options):
-    check_vjp("nystrom", problem(1, batch, heads, T=7), {"landmarks": 3} | options)
+    assert_vjp("nystrom", problem(1, batch, heads, T=7), {"landmarks": 3} | options)
 
 
 @pytest.mark.parametrize(("T", "landmarks"), [(0, 2), (1, 2), (3, 5), (4, 4), (13, 5), (5, 1)])
 def test_vjp_of_other_segments(T, landmarks):
-    check_vjp("nystrom", problem(2, (), (2, 1), T), {"landmarks": landmarks})
+    assert_vjp("nystrom", problem(2, (), (2, 1), T), {"landmarks": landmarks})
 
 
 def test_linear_in_v():

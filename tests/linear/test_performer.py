@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import refattn
 from refattn import PerformerState, draw_projection
-from tests.linear.feature_draws import HEADS, check_vjp, draw, form, part, same, softmax_attention
+from tests.linear.feature_draws import HEADS, assert_same, assert_vjp, draw, form, part, softmax_attention
 
 quickly = settings(max_examples=30, deadline=None, derandomize=True)
 SUFFIXES = ("", "_recurrent")
@@ -35,9 +35,9 @@ def test_the_formula(causal, scale):
         num = sum(q[i] @ k[j] * x["v"][j] for j in seen) + q[i] @ S
         o.append(num / (sum(q[i] @ k[j] for j in seen) + q[i] @ z))
     found = refattn.performer_attention(**x, causal=causal, scale=scale)
-    same(found.o, np.array(o))
+    assert_same(found.o, np.array(o))
     top = max(m, np.log(k * np.sqrt(5)).max())
-    same(found.state, PerformerState((S + k.T @ x["v"]) / np.exp(top), (z + k.sum(axis=0)) / np.exp(top), top))
+    assert_same(found.state, PerformerState((S + k.T @ x["v"]) / np.exp(top), (z + k.sum(axis=0)) / np.exp(top), top))
 
 
 @quickly
@@ -48,7 +48,7 @@ def test_both_forms(data, seed, T, rise):
     x, _ = draw("performer", seed, batch, heads, T, state=seed % 2 == 1)
     x["k"] += rise * np.arange(T)[:, None]
     parallel = refattn.performer_attention(**x)
-    same(refattn.performer_attention_recurrent(**x), parallel, rtol=1e-8)
+    assert_same(refattn.performer_attention_recurrent(**x), parallel, rtol=1e-8)
     assert np.isfinite(parallel.o).all()
 
 
@@ -62,8 +62,8 @@ def test_split_and_resumed(suffix, data, seed, T):
     whole = form("performer", suffix)(**x)
     first = form("performer", suffix)(**part(x, slice(0, at)), initial_state=x["initial_state"])
     rest = form("performer", suffix)(**part(x, slice(at, T)), initial_state=first.state)
-    same(np.concatenate([first.o, rest.o], axis=-2), whole.o)
-    same(rest.state, whole.state)
+    assert_same(np.concatenate([first.o, rest.o], axis=-2), whole.o)
+    assert_same(rest.state, whole.state)
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -83,11 +83,11 @@ def test_a_later_key_changes_no_bit_before_it(suffix, T, last):
 def test_if_not_causal_the_stabiliser_is_that_of_all_keys():
     x, _ = draw("performer", heads=(2, 2, 2), state=False)
     causal, whole = (refattn.performer_attention(**x, causal=causal) for causal in (True, False))
-    same(whole.state, causal.state)
-    same(whole.o[:, -1], causal.o[:, -1])
+    assert_same(whole.state, causal.state)
+    assert_same(whole.o[:, -1], causal.o[:, -1])
     k = x["k"] * 3**-0.25
     logs = k @ x["projection"].T - (k * k).sum(axis=-1, keepdims=True) / 2
-    same(whole.state.m, logs.max(axis=(-2, -1)))
+    assert_same(whole.state.m, logs.max(axis=(-2, -1)))
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -97,8 +97,10 @@ def test_the_stabiliser_of_a_state_cancels(suffix):
     want = form("performer", suffix)(**x)
     x["initial_state"] = PerformerState(S * np.exp(-3), z * np.exp(-3), m + 3)
     found = form("performer", suffix)(**x)
-    same(found.o, want.o)
-    same(found.state.S * np.exp(found.state.m)[..., None, None], want.state.S * np.exp(want.state.m)[..., None, None])
+    assert_same(found.o, want.o)
+    assert_same(
+        found.state.S * np.exp(found.state.m)[..., None, None], want.state.S * np.exp(want.state.m)[..., None, None]
+    )
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -109,7 +111,7 @@ def test_large_keys_or_queries_weigh_something(suffix, large):
     o, state = form("performer", suffix)(**x)
     assert all(np.isfinite(y).all() for y in (o, *state))
     assert (abs(o).max(axis=-2) <= abs(x["v"]).max(axis=-2) * 1.001).all()  # means of values
-    same(o[:, 0], x["v"][:, 0], rtol=1e-5)
+    assert_same(o[:, 0], x["v"][:, 0], rtol=1e-5)
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -120,7 +122,7 @@ def test_where_all_products_underflow_o_is_0(suffix):
     x = {"q": q, "k": k, "v": v, "projection": W}
     narrow, wide = (form("performer", suffix)(**{n: y.astype(t) for n, y in x.items()}).o for t in ("f4", "f8"))
     assert narrow == 0
-    same(wide, v)
+    assert_same(wide, v)
 
 
 def test_no_keys_have_no_maximum():
@@ -129,7 +131,7 @@ def test_no_keys_have_no_maximum():
         _, (S, z, m) = form("performer", suffix)(**x)
         assert (S == 0).all() and (z == 0).all() and np.isneginf(m).all()
         more, _ = draw("performer", 1, heads=(2, 2, 2), T=3, state=False)
-        same(
+        assert_same(
             form("performer", suffix)(**more, initial_state=PerformerState(S, z, m)), form("performer", suffix)(**more)
         )
 
@@ -180,7 +182,7 @@ def test_rows_of_a_projection_are_normal(orthogonal):
 
 
 def test_a_projection_depends_on_its_seed_alone():
-    same(draw_projection(6, 4, seed=5), draw_projection(6, 4, seed=5), rtol=0, atol=0)
+    assert_same(draw_projection(6, 4, seed=5), draw_projection(6, 4, seed=5), rtol=0, atol=0)
     assert not np.allclose(draw_projection(6, 4, seed=5), draw_projection(6, 4, seed=6))
     for bad, error in (({"features": 0}, ValueError), ({"D": 1.5}, TypeError), ({"seed": -1}, ValueError)):
         with pytest.raises(error, match=f"draw_projection: {next(iter(bad))}"):
@@ -207,7 +209,7 @@ def test_orthogonal_rows_estimate_better():
 @pytest.mark.parametrize("heads", HEADS)
 def test_vjp(heads, options):
     x, _ = draw("performer", 2, (2,) if HEADS[heads] else (), HEADS[heads], T=5)
-    check_vjp("performer", x, options)
+    assert_vjp("performer", x, options)
 
 
 @pytest.mark.parametrize("causal", [True, False])
@@ -216,7 +218,7 @@ def test_vjp(heads, options):
 def test_vjp_of_the_stabiliser(T, m, causal):
     x, _ = draw("performer", 3, (), (2, 1, 2), T)
     x["initial_state"] = x["initial_state"]._replace(m=np.full(2, m))
-    check_vjp("performer", x, {"causal": causal})
+    assert_vjp("performer", x, {"causal": causal})
 
 
 def test_a_state_that_was_never_filled_has_no_gradient_of_m():
@@ -227,5 +229,5 @@ def test_a_state_that_was_never_filled_has_no_gradient_of_m():
     del x["initial_state"]
     want = refattn.performer_attention_vjp(do, **x)
     assert want.dinitial_state is None and (g.dinitial_state.m == 0).all()
-    same(g.dq, want.dq)  # dq has nothing of dstate
+    assert_same(g.dq, want.dq)  # dq has nothing of dstate
     assert all(np.isfinite(y).all() for y in (*g[:4], *g.dinitial_state))
