@@ -10,6 +10,7 @@ from numba import njit
 
 from refattn.arrays import Array, compute_dtype
 from refattn.results import LinearState, Recurrent
+from refattn_numba.channels_features import heads_of, shared
 from refattn_numba.layout import flat
 from refattn_numba.scan import scanned
 from refattn_numba.scan_layout import K_ROW, O_ROW, Q_ROW, STATE, TOKENS, layout
@@ -74,22 +75,17 @@ def _all_to_all(
             parts.append(_all_to_all(*own, None if S is None else S[n], None if z is None else z[n], normalize, None))
         states = (np.stack(x) for x in zip(*(state for _, state in parts), strict=True))
         return np.concatenate([o for o, _ in parts], axis=-2), LinearState(*states)
-    Hv = v.shape[-3] if v.ndim > 2 else 1
-    k = _shared(k, Hv)
+    k = shared(k, heads_of(v))
     state = LinearState(k.swapaxes(-1, -2) @ v, k.sum(axis=-2))
     if S is not None and z is not None:
         state = LinearState(S.astype(v.dtype, copy=False) + state.S, z.astype(v.dtype, copy=False) + state.z)
-    Ho = max(q.shape[-3], Hv) if v.ndim > 2 else 1
-    q = _shared(q, Ho)
-    o = q @ _shared(state.S, Ho)
+    Ho = max(heads_of(q), heads_of(v))
+    q = shared(q, Ho)
+    o = q @ shared(state.S, Ho)
     if normalize:
-        total = (q * _shared(state.z[..., None, :], Ho)).sum(axis=-1, keepdims=True)
+        total = (q * shared(state.z[..., None, :], Ho)).sum(axis=-1, keepdims=True)
         o = np.where(total == 0, 0, o / np.where(total == 0, 1, total))
     return o, state
-
-
-def _shared(x: Array, heads: int) -> Array:
-    return x if x.ndim < 3 else np.repeat(x, heads // x.shape[-3], axis=-3)
 
 
 def linear_attention_recurrent(

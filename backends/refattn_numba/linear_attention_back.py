@@ -11,6 +11,7 @@ import numpy as np
 
 from refattn.arrays import Array, compute_dtype
 from refattn.results import LinearState, RecurrentGradients
+from refattn_numba.channels_features import divided_vjp, summed, summed_vjp, with_ones
 from refattn_numba.linear_attention import FeatureMap, elu_plus_one
 from refattn_numba.scan import scanned
 from refattn_numba.scan_back import heads_added, scanned_back
@@ -38,12 +39,12 @@ def linear_attention_vjp(
     q_, k_ = (np.asarray(phi(x), dtype) for x in (wide_q, wide_k))
     S, dS = (None if x is None else x.S for x in (initial_state, dstate))
     if normalize:
-        v_ = np.concatenate([v_, np.ones_like(v_[..., :1])], axis=-1)
+        v_ = with_ones(v_)
         S, dS = _joined(initial_state, dtype), _joined(dstate, dtype)
     options: dict[str, Any] = {"initial_state": S, "cu_seqlens": cu_seqlens}
     if normalize:
         o = scanned(q_, k_, v_, scale=1.0, **options).o if causal else _all_to_all(q_, k_, v_, S, cu_seqlens)
-        do_ = _divided_back(do_, o)
+        do_ = divided_vjp(do_, o)
     if causal:
         found = scanned_back(do_, q_, k_, v_, scale=1.0, **options, dstate=dS)
         dq, dk, dv, first = heads_added(found.dq, q_), heads_added(found.dk, k_), found.dv, found.dstate
@@ -75,15 +76,6 @@ def _joined(state: LinearState | None, dtype: Any) -> Array | None:
     return None if state is None else np.concatenate([state.S, state.z[..., None]], axis=-1).astype(dtype, copy=False)
 
 
-def _divided_back(do: Array, o: Array) -> Array:
-    """Return the gradient of both parts of o, sums of values and, in the last column, of weights."""
-    num, den = o[..., :-1], o[..., -1:]
-    none, safe = den == 0, np.where(den == 0, 1, den)
-    dnum = np.where(none, 0, do / safe)  # was: num / den
-    of_den = np.einsum("...d,...d->...", dnum, np.where(none, 0, num / safe))
-    return np.concatenate([dnum, -of_den[..., None]], axis=-1)
-
-
 def _of_tokens(dz: Array, T: int, cu_seqlens: Any) -> Array:
     """Give each token what the sum of keys of its sequence gets: (..., Hv, M) to (..., Hv, T, M)."""
     if cu_seqlens is None:
@@ -92,20 +84,12 @@ def _of_tokens(dz: Array, T: int, cu_seqlens: Any) -> Array:
     return each if each.ndim < 3 else each.swapaxes(0, 1)
 
 
-def _shared(x: Array, heads: int) -> Array:
-    return x if x.ndim < 3 else np.repeat(x, heads // x.shape[-3], axis=-3)
-
-
 def _all_to_all(q: Array, k: Array, v: Array, S: Array | None, cu_seqlens: Any) -> Array:
     """Return what all queries read in the state after the last token."""
     if cu_seqlens is not None:
         parts = _sequences(cu_seqlens, (q, k, v), (S,))
         return np.concatenate([_all_to_all(*own, None) for own in parts], axis=-2)
-    Hv = v.shape[-3] if v.ndim > 2 else 1
-    last = _shared(k, Hv).swapaxes(-1, -2) @ v
-    last = last if S is None else last + S
-    Ho = max(q.shape[-3], Hv) if v.ndim > 2 else 1
-    return _shared(q, Ho) @ _shared(last, Ho)
+    return summed(q, k, v, _or_zero(S, v), causal=False)[0]
 
 
 def _all_to_all_back(
@@ -116,15 +100,12 @@ def _all_to_all_back(
         parts = [_all_to_all_back(*own, None) for own in _sequences(cu_seqlens, (do, q, k, v), (S, dS))]
         dq, dk, dv = (np.concatenate([part[n] for part in parts], axis=-2) for n in range(3))
         return dq, dk, dv, np.stack([part[3] for part in parts])
-    Hv = v.shape[-3] if v.ndim > 2 else 1
-    Ho = max(q.shape[-3], Hv) if v.ndim > 2 else 1
-    keys = _shared(k, Hv)
-    last = keys.swapaxes(-1, -2) @ v
-    last = last if S is None else last + S
-    pulled = heads_added(_shared(q, Ho).swapaxes(-1, -2) @ do, v)
-    pulled = pulled if dS is None else pulled + dS
-    dq = do @ _shared(last, Ho).swapaxes(-1, -2)
-    return heads_added(dq, q), heads_added(v @ pulled.swapaxes(-1, -2), k), keys @ pulled, pulled
+    return summed_vjp(do, q, k, v, _or_zero(S, v), _or_zero(dS, v), causal=False)
+
+
+def _or_zero(S: Array | None, v: Array) -> Array:
+    """Return a state to add to; a zero that broadcasts for None."""
+    return np.zeros((), v.dtype) if S is None else S
 
 
 def _sequences(cu_seqlens: Any, tokens: tuple[Array, ...], states: tuple[Array | None, ...]) -> list[list[Any]]:

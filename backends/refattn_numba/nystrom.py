@@ -10,6 +10,8 @@ import numpy as np
 from refattn.arrays import Array, compute_dtype
 from refattn.results import NystromGradients
 from refattn_numba.attention import attention, attention_vjp
+from refattn_numba.channels_features import heads_of, shared
+from refattn_numba.scan_back import heads_added
 
 
 def nystrom_attention(
@@ -33,38 +35,25 @@ def nystrom_attention_vjp(
     q_marks, k_marks = means @ q_, means @ k_
     A = _between(q_marks, k_marks, scale)
     steps, W = _pseudo_inverses(A, iterations), attention(q_marks, k_, v_, scale=scale)
-    heads = q.shape[-3] if q.ndim > 2 else 1
-    outer = attention_vjp(do_, q_, _repeated(k_marks, heads), steps[-1] @ W, scale=scale)  # was: F Y
+    heads = heads_of(q)
+    outer = attention_vjp(do_, q_, shared(k_marks, heads), steps[-1] @ W, scale=scale)  # was: F Y
     dY = outer.dv
     inner = attention_vjp(steps[-1].swapaxes(-1, -2) @ dY, q_marks, k_, v_, scale=scale)  # was: Y = Z (B V)
     dA = _pseudo_inverses_vjp(dY @ W.swapaxes(-1, -2), A, steps)
     sA = _scale(q_, scale) * A * (dA - (A * dA).sum(axis=-1, keepdims=True))
-    dq = outer.dq + means.T @ (inner.dq + sA @ _repeated(k_marks, heads))
-    dk = inner.dk + means.T @ _added(outer.dk + sA.swapaxes(-1, -2) @ q_marks, k_)
+    dq = outer.dq + means.T @ (inner.dq + sA @ shared(k_marks, heads))
+    dk = inner.dk + means.T @ heads_added(outer.dk + sA.swapaxes(-1, -2) @ q_marks, k_)
     return NystromGradients(*(dx.astype(q.dtype, copy=False) for dx in (dq, dk, inner.dv)))
 
 
 def _attended(q: Array, k: Array, v: Array, scale: float | None) -> Array:
     """Attend to landmarks, whose values each query head has for itself."""
-    o: Array = attention(q, _repeated(k, q.shape[-3] if q.ndim > 2 else 1), v, scale=scale)
+    o: Array = attention(q, shared(k, heads_of(q)), v, scale=scale)
     return o
 
 
 def _scale(q: Array, scale: float | None) -> float:
     return 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
-
-
-def _repeated(x: Array, heads: int) -> Array:
-    """Return x for each query head."""
-    return x if x.ndim < 3 else np.repeat(x, heads // x.shape[-3], axis=-3)
-
-
-def _added(x: Array, like: Array) -> Array:
-    """Add up the query heads that read the same key head."""
-    if x.ndim < 3:
-        return x
-    Hk = like.shape[-3]
-    return np.asarray(x.reshape(*x.shape[:-3], Hk, x.shape[-3] // Hk, *x.shape[-2:]).sum(axis=-3))
 
 
 def _means(x: Array, landmarks: int) -> Array:
@@ -77,7 +66,7 @@ def _means(x: Array, landmarks: int) -> Array:
 
 def _between(q_marks: Array, k_marks: Array, scale: float | None) -> Array:
     """Return how landmarks attend to each other, (..., H, m, m)."""
-    k_marks = _repeated(k_marks, q_marks.shape[-3] if q_marks.ndim > 2 else 1)
+    k_marks = shared(k_marks, heads_of(q_marks))
     s = _scale(q_marks, scale) * (q_marks @ k_marks.swapaxes(-1, -2))
     p = np.exp(s - s.max(axis=-1, keepdims=True, initial=-np.inf))
     return np.asarray(p / p.sum(axis=-1, keepdims=True))

@@ -9,6 +9,7 @@ from refattn.arrays import Array, compute_dtype
 from refattn.results import SsdGradients
 from refattn_numba.scan import scanned
 from refattn_numba.scan_back import heads_added, scanned_back
+from refattn_numba.ssd import of_head
 
 
 def ssd_vjp(
@@ -31,8 +32,8 @@ def ssd_vjp(
     """As `refattn.ssd_vjp`."""
     dtype = compute_dtype(x.dtype)
     do_, x_, dt_, A_ = (given.astype(dtype, copy=False) for given in (do, x, dt, A))
-    rate, skip = _of_head(A_, dt), None if D is None else _of_head(D.astype(dtype, copy=False), dt)[..., None]
-    raw = dt_ if dt_bias is None else dt_ + _of_head(dt_bias.astype(dtype, copy=False), dt)
+    rate, skip = of_head(A_, dt), None if D is None else of_head(D.astype(dtype, copy=False), dt)[..., None]
+    raw = dt_ if dt_bias is None else dt_ + of_head(dt_bias.astype(dtype, copy=False), dt)
     soft = np.logaddexp(dtype.type(0), raw) if dt_softplus else raw
     low, high = (dtype.type(border) for border in dt_limit)
     step = np.clip(soft, low, high)
@@ -65,11 +66,6 @@ def ssd_vjp(
         None if dt_bias is None else _per_head(dstep).astype(dt_bias.dtype, copy=False),
         None if initial_state is None else found.dstate.astype(initial_state.dtype, copy=False),
     )
-
-
-def _of_head(x: Array, dt: Array) -> Array:
-    """Give a number of each head an axis for tokens: (H,) beside (..., H, T)."""
-    return x[:, None] if dt.ndim > 1 else x
 
 
 def _per_head(x: Array) -> Array:

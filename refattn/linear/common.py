@@ -58,9 +58,9 @@ def sums_through(g: Array, axis: int = -1) -> Array:
     return np.where(gone, -np.inf, np.cumsum(g, axis=axis))
 
 
-def sum_of(g: Array) -> Array:
-    """Return Σ_s g_s, (...) of (..., T): -inf if one gate is -inf, even if others are NaN."""
-    return np.where(np.isneginf(g).any(axis=-1), -np.inf, g.sum(axis=-1))
+def sum_of(g: Array, axis: int = -1) -> Array:
+    """Return Σ_t g_t over the axis of tokens: -inf if one gate is -inf, even if others are NaN."""
+    return np.where(np.isneginf(g).any(axis=axis), -np.inf, g.sum(axis=axis))
 
 
 def segment_sums(g: Array) -> Array:
@@ -154,6 +154,15 @@ def _joined(xs: list[Any], how: int | str | None) -> Any:
     return np.sum(xs, axis=0) if isinstance(how, str) else np.concatenate(xs, axis=how)
 
 
+def arguments(operation: str, names: Sequence[str], arrays: tuple[Any, ...], given: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a call by name; those in `names`, and do for a derivative, must be there."""
+    wanted = ["do"] * operation.endswith("_vjp") + list(names)
+    found = dict(zip(wanted, arrays, strict=False)) | given
+    if len(arrays) > len(wanted) or not found.keys() >= set(wanted):
+        raise TypeError(f"{operation}: wanted {', '.join(wanted)}")
+    return found
+
+
 def check_of(operation: str, queries: str = "q", **gates: str) -> Callable[..., None]:
     """Return the check of an operation on q, k and v, and on `gates`: the axes of each, "H", "HT" or "HTD".
 
@@ -161,15 +170,13 @@ def check_of(operation: str, queries: str = "q", **gates: str) -> Callable[..., 
     """
 
     def check(*arrays: Any, **given: Any) -> None:
-        names = ["do"] * operation.endswith("_vjp") + [queries, "k", "v", *gates]
-        found = dict(zip(names, arrays, strict=False)) | given
-        if len(arrays) > len(names) or not found.keys() >= set(names):
-            raise TypeError(f"{operation}: wanted {', '.join(names)}")
+        found = arguments(operation, (queries, "k", "v", *gates), arrays, given)
         q, k, v = (found.pop(name) for name in (queries, "k", "v"))
         do, dstate = found.pop("do", None), found.pop("dstate", None)
         check_recurrence(operation, q, k, v, gates, queries=queries, **found)
         if operation.endswith("_vjp"):
-            _check_cotangents(operation, do, dstate, q, v, found.get("cu_seqlens"))
+            check_cotangent(operation, do, q, v)
+            check_state_cotangent(operation, dstate, q, v, found.get("cu_seqlens"))
 
     return check
 
@@ -257,11 +264,17 @@ def check_packing(operation: str, cu_seqlens: Any, q: Any) -> None:
         raise ValueError(f"{operation}: packed sequences have no batch axes, got an array of shape {q.shape}")
 
 
-def _check_cotangents(operation: str, do: Any, dstate: Any, q: Any, v: Any, cu_seqlens: Any) -> None:
+def check_cotangent(operation: str, do: Any, q: Any, v: Any, heads: str = "Ho") -> None:
+    """Refuse a gradient of o that is not in the dtype of q, or of another shape."""
     check_floats(operation, 2, do=do, v=v)
     lead = q.shape[:-1] if heads_of(q) > heads_of(v) else v.shape[:-1]
-    check_shape(operation, "do", do, (*lead, v.shape[-1]), "(..., Ho, T, Dv)")
-    if dstate is not None:
-        check_wide(operation, "dstate", dstate, q)
-        states = v.shape[:-2] if cu_seqlens is None else (len(cu_seqlens) - 1, *v.shape[:-2])
-        check_shape(operation, "dstate", dstate, (*states, q.shape[-1], v.shape[-1]), "that of the state")
+    check_shape(operation, "do", do, (*lead, v.shape[-1]), f"(..., {heads}, T, Dv)")
+
+
+def check_state_cotangent(operation: str, dstate: Any, q: Any, v: Any, cu_seqlens: Any) -> None:
+    """Refuse a gradient of the last state that is not of the state's shape."""
+    if dstate is None:
+        return
+    lead = v.shape[:-2] if cu_seqlens is None else (len(cu_seqlens) - 1, *v.shape[:-2])
+    check_wide(operation, "dstate", dstate, q)
+    check_shape(operation, "dstate", dstate, (*lead, q.shape[-1], v.shape[-1]), "that of the state")

@@ -10,9 +10,18 @@ from typing import Any
 
 import numpy as np
 
-from refattn.arrays import Array, check_floats, check_shape, compute_dtype
+from refattn.arrays import Array, check_shape, compute_dtype
 from refattn.dense.common import select_matmul
-from refattn.linear.common import check_recurrence, check_wide, heads_of, outer, share_heads, sum_heads
+from refattn.linear.common import (
+    arguments,
+    check_cotangent,
+    check_recurrence,
+    check_wide,
+    heads_of,
+    outer,
+    share_heads,
+    sum_heads,
+)
 from refattn.results import LinearState
 
 
@@ -142,11 +151,8 @@ def attend_vjp(
 
 
 def named(operation: str, names: str, arrays: tuple[Any, ...], given: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments of a call by name; those in `names`, and do for a derivative, must be there."""
-    wanted = ["do"] * operation.endswith("_vjp") + names.split()
-    found = dict(zip(wanted, arrays, strict=False)) | given
-    if len(arrays) > len(wanted) or not found.keys() >= set(wanted):
-        raise TypeError(f"{operation}: wanted {', '.join(wanted)}")
+    """Return the arguments of a call by name, without causal and normalize, which must be booleans."""
+    found = arguments(operation, names.split(), arrays, given)
     for name in ("causal", "normalize"):
         if not isinstance(found.pop(name, True), bool | np.bool_):
             raise TypeError(f"{operation}: {name} must be True or False, got {type(given[name]).__name__}")
@@ -187,13 +193,6 @@ def check_state(operation: str, name: str, state: Any, q: Any, kind: Any, shapes
         x = getattr(state, part)
         check_wide(operation, f"{name}.{part}", x, q)
         check_shape(operation, f"{name}.{part}", x, shape, "that of the state")
-
-
-def check_cotangent(operation: str, do: Any, q: Any, v: Any) -> None:
-    """Refuse a gradient of o that is not in the dtype of q, or of another shape."""
-    check_floats(operation, 2, do=do, q=q)
-    lead = q.shape[:-1] if heads_of(q) > heads_of(v) else v.shape[:-1]
-    check_shape(operation, "do", do, (*lead, v.shape[-1]), "(..., Ho, T, Dv)")
 
 
 def computed(*arrays: Array) -> list[Array]:

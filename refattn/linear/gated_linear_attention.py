@@ -110,7 +110,7 @@ def gated_linear_attention(
     o = o + select_matmul(decayed(before, q_), share_heads(state, Ho), ~np.isneginf(before))
     after = sums_after(g.swapaxes(-1, -2))  # (..., Hv, D, T)
     new = select_matmul(decayed(after, k_.swapaxes(-1, -2)), v_, ~np.isneginf(after))
-    state = decayed(sum_of(g.swapaxes(-1, -2))[..., None], state) + new
+    state = decayed(sum_of(g, axis=-2)[..., None], state) + new
     return Recurrent(o.astype(q.dtype), state)
 
 

@@ -14,6 +14,7 @@ from refattn.arrays import Array
 from refattn.linear.gated_delta_rule import gated_delta_rule_chunked
 from refattn.linear.gated_linear_attention import gated_linear_attention_chunked
 from refattn.linear.kda import kda_chunked
+from refattn.models.draw import draw_matrix, draw_step_biases
 from refattn.models.elementwise import add, log_sigmoid, multiply, part, sigmoid, silu, softplus, swap, unit
 from refattn.models.layers import linear, merge_heads, rms_norm, split_heads
 from refattn.models.norms import minus_exp, scaled
@@ -79,15 +80,15 @@ def gla_parameters(rng: np.random.Generator, width: int, *, heads: int, rank: in
     """Draw the parameters of `gla`: D is half of Dv, as in the paper."""
     keys = max(width // 2, heads)
     return {
-        "w_q": _matrix(rng, width, keys),
-        "w_k": _matrix(rng, width, keys),
-        "w_v": _matrix(rng, width, width),
-        "w_z": _matrix(rng, width, width),
-        "w_g1": _matrix(rng, width, rank),
-        "w_g2": _matrix(rng, rank, keys),
+        "w_q": draw_matrix(rng, width, keys),
+        "w_k": draw_matrix(rng, width, keys),
+        "w_v": draw_matrix(rng, width, width),
+        "w_z": draw_matrix(rng, width, width),
+        "w_g1": draw_matrix(rng, width, rank),
+        "w_g2": draw_matrix(rng, rank, keys),
         "b_g": np.zeros(keys),
         "norm": np.ones(width // heads),
-        "w_o": _matrix(rng, width, width),
+        "w_o": draw_matrix(rng, width, width),
     }
 
 
@@ -152,17 +153,17 @@ def gated_deltanet_parameters(
     """Draw the parameters of `gated_deltanet`: A in [-16, 0), steps between 0.001 and 0.1."""
     D = width // value_heads if head_dim is None else head_dim
     keys, values = heads * D, value_heads * D
-    steps = np.exp(rng.uniform(math.log(1e-3), math.log(1e-1), value_heads))
+    biases = draw_step_biases(rng, value_heads)
     return {
-        "w_qkv": _matrix(rng, width, 2 * keys + values),
-        "w_z": _matrix(rng, width, values),
-        "w_beta": _matrix(rng, width, value_heads),
-        "w_a": _matrix(rng, width, value_heads),
+        "w_qkv": draw_matrix(rng, width, 2 * keys + values),
+        "w_z": draw_matrix(rng, width, values),
+        "w_beta": draw_matrix(rng, width, value_heads),
+        "w_a": draw_matrix(rng, width, value_heads),
         "w_conv": rng.uniform(-1, 1, (2 * keys + values, taps)) / math.sqrt(taps),
         "A_log": np.log(rng.uniform(0.01, 16, value_heads)),
-        "dt_bias": steps + np.log(-np.expm1(-steps)),
+        "dt_bias": biases,
         "norm": np.ones(D),
-        "w_o": _matrix(rng, values, width),
+        "w_o": draw_matrix(rng, values, width),
     }
 
 
@@ -243,7 +244,3 @@ def _convolved(
     mixed, conv = call(causal_conv1d, qkv, taps, activation="silu", initial_state=conv)
     q, k, v = (call(part, mixed, *ends) for ends in ((0, keys), (keys, 2 * keys), (2 * keys, 2 * keys + values)))
     return q, k, v, conv
-
-
-def _matrix(rng: np.random.Generator, n: int, m: int) -> Array:
-    return rng.normal(0, n**-0.5, (n, m))

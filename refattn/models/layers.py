@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refattn.arrays import Array
+from refattn.models.elementwise import sigmoid
 
 Tokens = NDArray[np.integer]
 
@@ -143,7 +144,7 @@ def swiglu(gate: Array, up: Array) -> Array:
     >>> swiglu(np.array([0.0, 50.0]), np.array([3.0, 3.0]))
     array([  0., 150.])
     """
-    return gate * _sigmoid(gate) * up
+    return gate * sigmoid(gate) * up
 
 
 def swiglu_vjp(dy: Array, gate: Array, up: Array) -> tuple[Array, Array]:
@@ -154,7 +155,7 @@ def swiglu_vjp(dy: Array, gate: Array, up: Array) -> tuple[Array, Array]:
     >>> swiglu_vjp(np.array([1.0]), np.array([0.0]), np.array([3.0]))
     (array([1.5]), array([0.]))
     """
-    sigma = _sigmoid(gate)
+    sigma = sigmoid(gate)
     silu = gate * sigma
     return dy * up * (sigma + silu * (1 - sigma)), dy * silu  # was: y = silu(gate) * up; σ' = σ (1 - σ)
 
@@ -248,10 +249,6 @@ def merge_heads_vjp(dy: Array, x: Array) -> Array:
 
 def _rms(x: Array, eps: float) -> Array:
     return np.sqrt((x * x).mean(axis=-1, keepdims=True) + eps)
-
-
-def _sigmoid(x: Array) -> Array:
-    return 0.5 * np.tanh(0.5 * x) + 0.5  # 1 / (1 + e^-x), which overflows nowhere in this form
 
 
 def _log_softmax(logits: Array) -> Array:

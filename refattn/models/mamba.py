@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refattn.arrays import Array
+from refattn.models.draw import draw_matrix, draw_step_biases
 from refattn.models.elementwise import multiply, part, silu, swap
 from refattn.models.layers import linear, merge_heads, rms_norm, split_heads
 from refattn.models.norms import minus_exp
@@ -80,15 +81,15 @@ def mamba_parameters(
     E = expand * width
     R = -(-width // 16) if rank is None else rank
     return {
-        "w_in": _matrix(rng, width, 2 * E),
+        "w_in": draw_matrix(rng, width, 2 * E),
         "w_conv": rng.uniform(-1, 1, (E, taps)) / math.sqrt(taps),
         "b_conv": np.zeros(E),
-        "w_x": _matrix(rng, E, R + 2 * states),
-        "w_dt": _matrix(rng, R, E),
-        "b_dt": _first_steps(rng, E),
+        "w_x": draw_matrix(rng, E, R + 2 * states),
+        "w_dt": draw_matrix(rng, R, E),
+        "b_dt": draw_step_biases(rng, E),
         "A_log": np.tile(np.log(np.arange(1, states + 1.0)), (E, 1)),
         "D": np.ones(E),
-        "w_out": _matrix(rng, E, width),
+        "w_out": draw_matrix(rng, E, width),
     }
 
 
@@ -183,14 +184,14 @@ def mamba2_parameters(
     E = expand * width
     channels = E + 2 * groups * states
     return {
-        "w_in": _matrix(rng, width, E + channels + heads),
+        "w_in": draw_matrix(rng, width, E + channels + heads),
         "w_conv": rng.uniform(-1, 1, (channels, taps)) / math.sqrt(taps),
         "b_conv": np.zeros(channels),
-        "dt_bias": _first_steps(rng, heads),
+        "dt_bias": draw_step_biases(rng, heads),
         "A_log": np.log(rng.uniform(1, 16, heads)),
         "D": np.ones(heads),
         "norm": np.ones(E),
-        "w_out": _matrix(rng, E, width),
+        "w_out": draw_matrix(rng, E, width),
     }
 
 
@@ -208,13 +209,3 @@ def _optional(tensors: Weights, prefix: str) -> Weights:
             raise ValueError(f"from_transformers: {prefix}{name}: biases of the projections are not supported")
     name = f"{prefix}conv1d.bias"
     return {"b_conv": tensors[name]} if name in tensors else {}
-
-
-def _matrix(rng: np.random.Generator, n: int, m: int) -> Array:
-    return rng.normal(0, n**-0.5, (n, m))
-
-
-def _first_steps(rng: np.random.Generator, n: int) -> Array:
-    """Return biases that softplus turns into steps between 0.001 and 0.1, evenly in their logarithm."""
-    steps = np.exp(rng.uniform(math.log(1e-3), math.log(1e-1), n))
-    return np.asarray(steps + np.log(-np.expm1(-steps)))  # the inverse of softplus

@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-import refattn.linear.lightning as lightning_file
-import refattn.linear.retention as retention_file
 from refattn.arrays import Array
 from refattn.linear.cosformer import cosformer_attention
 from refattn.linear.delta_rule import delta_rule_chunked
@@ -20,13 +18,16 @@ from refattn.linear.gated_delta_rule import gated_delta_rule_chunked
 from refattn.linear.gated_linear_attention import gated_linear_attention_chunked
 from refattn.linear.hgrn2 import hgrn2_chunked
 from refattn.linear.kda import kda_chunked
+from refattn.linear.lightning import lightning_attention_chunked, lightning_log_decay
 from refattn.linear.linear_attention import linear_attention_chunked
 from refattn.linear.linformer import linformer_attention
 from refattn.linear.nystrom import nystrom_attention
 from refattn.linear.performer import performer_attention
 from refattn.linear.random_features import draw_projection
+from refattn.linear.retention import retention_chunked, retention_log_decay
 from refattn.linear.simple_gla import simple_gla_chunked
 from refattn.models import gated, mamba, rwkv
+from refattn.models.draw import draw_matrix
 from refattn.models.elementwise import add, log_sigmoid, multiply, sigmoid, swap, unit
 from refattn.models.layers import linear, merge_heads, rms_norm, split_heads, swiglu
 from refattn.models.norms import minus_exp, scaled
@@ -83,18 +84,14 @@ def block(x: Array, w: Weights, config: "Config", state: Any = None, *, call: Ca
     return call(add, x_1, call(linear, hidden, w["w_down"])), state
 
 
-def _matrix(rng: np.random.Generator, n: int, m: int) -> Array:
-    return rng.normal(0, n**-0.5, (n, m))
-
-
 def _draw_heads(rng: np.random.Generator, config: "Config", gates: tuple[str, ...] = ()) -> Weights:
     """Return matrices for q, k, v and the output, a norm of heads, and of each gate a matrix and a bias."""
     E, HD = config.width, config.heads * config.head_dim
-    w = {name: _matrix(rng, E, HD) for name in ("w_q", "w_k", "w_v")} | {"w_o": _matrix(rng, HD, E)}
+    w = {name: draw_matrix(rng, E, HD) for name in ("w_q", "w_k", "w_v")} | {"w_o": draw_matrix(rng, HD, E)}
     w["norm_o"] = np.ones(config.head_dim)
     for gate in gates:
         columns = HD if gate == "key_gate" else config.heads
-        w |= {gate: _matrix(rng, E, columns), f"{gate}_b": np.full(columns, 0.0 if gate == "beta" else 3.0)}
+        w |= {gate: draw_matrix(rng, E, columns), f"{gate}_b": np.full(columns, 0.0 if gate == "beta" else 3.0)}
     return w
 
 
@@ -135,7 +132,7 @@ def _draw_performer(rng: np.random.Generator, config: "Config") -> Weights:
 
 def _draw_linformer(rng: np.random.Generator, config: "Config") -> Weights:
     T = config.context
-    return _draw_heads(rng, config) | {"e": _matrix(rng, T, T // 4).T, "f": _matrix(rng, T, T // 4).T}
+    return _draw_heads(rng, config) | {"e": draw_matrix(rng, T, T // 4).T, "f": draw_matrix(rng, T, T // 4).T}
 
 
 def _hgrn2(h: Array, w: Weights, config: "Config", state: Any, call: Call) -> Mixed:
@@ -148,14 +145,14 @@ def _hgrn2(h: Array, w: Weights, config: "Config", state: Any, call: Call) -> Mi
 def _draw_channels(rng: np.random.Generator, config: "Config") -> Weights:
     E, N = config.width, 16
     return {
-        "w_in": _matrix(rng, E, E),
+        "w_in": draw_matrix(rng, E, E),
         "delta_log": np.log(rng.uniform(0.01, 0.1, E)),
         "A_log": np.full((E, N), np.log(0.5)),
         "A_imag": np.tile(np.pi * np.arange(N), (E, 1)),
         "C_real": rng.normal(0, N**-0.5, (E, N)),
         "C_imag": rng.normal(0, N**-0.5, (E, N)),
         "D": np.ones(E),
-        "w_o": _matrix(rng, E, E),
+        "w_o": draw_matrix(rng, E, E),
     }
 
 
@@ -168,7 +165,12 @@ def _s4d(h: Array, w: Weights, config: "Config", state: Any, call: Call) -> Mixe
 
 def _draw_conv(rng: np.random.Generator, config: "Config") -> Weights:
     E = config.width
-    return {"w_in": _matrix(rng, E, E), "taps": _matrix(rng, E, 4) * 8, "bias": np.zeros(E), "w_o": _matrix(rng, E, E)}
+    return {
+        "w_in": draw_matrix(rng, E, E),
+        "taps": draw_matrix(rng, E, 4) * 8,
+        "bias": np.zeros(E),
+        "w_o": draw_matrix(rng, E, E),
+    }
 
 
 def _conv(h: Array, w: Weights, config: "Config", state: Any, call: Call) -> Mixed:
@@ -179,7 +181,7 @@ def _conv(h: Array, w: Weights, config: "Config", state: Any, call: Call) -> Mix
 
 def _draw_rwkv4(rng: np.random.Generator, config: "Config") -> Weights:
     E = config.width
-    w = {f"mix_{n}": np.linspace(1, 0, E) for n in "kvr"} | {f"w_{n}": _matrix(rng, E, E) for n in "kvro"}
+    w = {f"mix_{n}": np.linspace(1, 0, E) for n in "kvr"} | {f"w_{n}": draw_matrix(rng, E, E) for n in "kvro"}
     return w | {"decay": np.linspace(-5, 3, E), "first": np.full(E, np.log(0.3))}
 
 
@@ -208,21 +210,17 @@ def _whole(f: Any, draw: Any, **sizes: Callable[["Config"], Any]) -> Mixer:
 MIXERS: dict[str, Mixer] = {
     "linear_attention": _heads(linear_attention_chunked),
     "performer_attention": Mixer(_draw_performer, partial(_attend, operation=performer_attention, own=("projection",))),
-    "cosformer_attention": _heads(
-        cosformer_attention, given=lambda config, dtype: {"length": config.context}, keeps=True
-    ),
+    "cosformer_attention": _heads(cosformer_attention, given=lambda config, dtype: {"length": config.context}),
     "linformer_attention": Mixer(
         _draw_linformer, partial(_attend, operation=linformer_attention, own=("e", "f"), keeps=False), causal=False
     ),
     "nystrom_attention": _heads(
         nystrom_attention, causal=False, given=lambda config, dtype: {"landmarks": 8}, keeps=False
     ),
-    "retention": _heads(
-        retention_file.retention_chunked, constant=lambda c: retention_file.retention_log_decay(c.heads)
-    ),
+    "retention": _heads(retention_chunked, constant=lambda c: retention_log_decay(c.heads)),
     "lightning_attention": _heads(
-        lightning_file.lightning_attention_chunked,
-        constant=lambda c: lightning_file.lightning_log_decay(c.heads, 0, c.layers),
+        lightning_attention_chunked,
+        constant=lambda c: lightning_log_decay(c.heads, 0, c.layers),
     ),
     "simple_gla": _heads(simple_gla_chunked, ("head_gate",)),
     "gated_linear_attention": _heads(gated_linear_attention_chunked, ("key_gate",)),

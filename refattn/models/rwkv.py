@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refattn.arrays import Array
+from refattn.models.draw import draw_matrix
 from refattn.models.elementwise import add, multiply, shift, sigmoid, silu, tanh, unit
 from refattn.models.layers import linear, merge_heads, split_heads
 from refattn.models.norms import group_norm, lerp, minus_exp, relu_squared, row_sum, scaled
@@ -151,9 +152,13 @@ def rwkv6_parameters(rng: np.random.Generator, width: int, *, heads: int, rank: 
     """Draw the parameters of `rwkv6_time_mix`."""
     w = {"mix_x": _ramp(width)}
     for n in "kvrgw":
-        w |= {f"mix_{n}": _ramp(width), f"mix_{n}1": _matrix(rng, width, rank), f"mix_{n}2": np.zeros((rank, width))}
-    w |= {f"w_{n}": _matrix(rng, width, width) for n in "kvrgo"}
-    w |= {"decay": np.linspace(-6.0, 0.0, width), "decay_1": _matrix(rng, width, rank)}
+        w |= {
+            f"mix_{n}": _ramp(width),
+            f"mix_{n}1": draw_matrix(rng, width, rank),
+            f"mix_{n}2": np.zeros((rank, width)),
+        }
+    w |= {f"w_{n}": draw_matrix(rng, width, width) for n in "kvrgo"}
+    w |= {"decay": np.linspace(-6.0, 0.0, width), "decay_1": draw_matrix(rng, width, rank)}
     w |= {"decay_2": np.zeros((rank, width)), "u": 0.1 * rng.normal(size=(heads, width // heads))}
     return w | {"norm": np.ones(width), "norm_b": np.zeros(width)}
 
@@ -244,10 +249,10 @@ def rwkv7_channel_mix(x: Array, w: Weights, last: Array | None = None, *, call: 
 
 def rwkv7_parameters(rng: np.random.Generator, width: int, *, heads: int, rank: int = 8) -> Weights:
     """Draw the parameters of `rwkv7_time_mix`, without those for the values of a first layer."""
-    w = {f"mix_{n}": _ramp(width) for n in "rwkvag"} | {f"w_{n}": _matrix(rng, width, width) for n in "rkvo"}
+    w = {f"mix_{n}": _ramp(width) for n in "rwkvag"} | {f"w_{n}": draw_matrix(rng, width, width) for n in "rkvo"}
     for name in ("decay", "a", "g"):
-        w |= {f"{name}_1": _matrix(rng, width, rank), f"{name}_2": 0.1 * _matrix(rng, rank, width)}
-    w |= {"decay": np.linspace(-5.0, 1.0, width), "a": np.zeros(width), "g_2": _matrix(rng, rank, width)}
+        w |= {f"{name}_1": draw_matrix(rng, width, rank), f"{name}_2": 0.1 * draw_matrix(rng, rank, width)}
+    w |= {"decay": np.linspace(-5.0, 1.0, width), "a": np.zeros(width), "g_2": draw_matrix(rng, rank, width)}
     w |= {"removal": np.full(width, 0.85), "replacement": np.ones(width), "bonus": np.zeros(width)}
     return w | {"norm": np.ones(width), "norm_b": np.zeros(width)}
 
@@ -255,7 +260,3 @@ def rwkv7_parameters(rng: np.random.Generator, width: int, *, heads: int, rank: 
 def _ramp(width: int) -> Array:
     """Return how much of the token before each channel sees: from all to nothing."""
     return np.asarray(1 - np.arange(width) / width)
-
-
-def _matrix(rng: np.random.Generator, n: int, m: int) -> Array:
-    return rng.normal(0, n**-0.5, (n, m))

@@ -5,8 +5,18 @@ from typing import Any
 
 import numpy as np
 
-from refattn.arrays import Array, check_floats, check_number, check_shape
-from refattn.linear.common import Bools, check_gate, check_recurrence, check_wide, heads_of, sums_through
+from refattn.arrays import Array, check_number, check_shape
+from refattn.linear.common import (
+    Bools,
+    arguments,
+    check_cotangent,
+    check_gate,
+    check_recurrence,
+    check_state_cotangent,
+    check_wide,
+    heads_of,
+    sums_through,
+)
 from refattn.linear.triangular import decayed_products
 
 
@@ -39,11 +49,6 @@ def products_before(x: Array, y: Array, g: Array) -> tuple[Array, Bools]:
     return P, reached
 
 
-def total(g: Array) -> Array:
-    """Return Σ_t g_t, (..., D) of (..., T, D): -inf after a gate of -inf, even if others are NaN."""
-    return np.where(np.isneginf(g).any(axis=-2), -np.inf, g.sum(axis=-2))
-
-
 def of_heads(u: Array, r: Array) -> Array:
     """Give (H, D) an axis for the tokens of r (..., H, T, D); a matrix r is one head."""
     return u[:, None, :] if r.ndim > 2 else u
@@ -62,10 +67,7 @@ def check_rwkv(operation: str, **gates: str) -> Callable[..., None]:
     """
 
     def check(*arrays: Any, **given: Any) -> None:
-        names = ["do"] * operation.endswith("_vjp") + ["r", "k", "v", *gates]
-        found = dict(zip(names, arrays, strict=False)) | given
-        if len(arrays) > len(names) or not found.keys() >= set(names):
-            raise TypeError(f"{operation}: wanted {', '.join(names)}")
+        found = arguments(operation, ("r", "k", "v", *gates), arrays, given)
         r, k, v = (found.pop(name) for name in "rkv")
         do, dstate = found.pop("do", None), found.pop("dstate", None)
         own = {name: found.pop(name) for name in gates}
@@ -85,12 +87,7 @@ def check_rwkv(operation: str, **gates: str) -> Callable[..., None]:
         if (g > 0).any():
             raise ValueError(f"{operation}: log_decay holds {g.max()}; wanted logs of decays, at most 0")
         if operation.endswith("_vjp"):
-            check_floats(operation, 2, do=do, v=v)
-            check_shape(operation, "do", do, v.shape, "(..., H, T, Dv)")
-        if dstate is not None:
-            lead = v.shape[:-2]
-            lead = lead if found.get("cu_seqlens") is None else (len(found["cu_seqlens"]) - 1, *lead)
-            check_wide(operation, "dstate", dstate, r)
-            check_shape(operation, "dstate", dstate, (*lead, r.shape[-1], v.shape[-1]), "that of the state")
+            check_cotangent(operation, do, r, v, "H")
+            check_state_cotangent(operation, dstate, r, v, found.get("cu_seqlens"))
 
     return check

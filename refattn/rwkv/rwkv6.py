@@ -19,9 +19,9 @@ import numpy as np
 from refattn.arrays import Array, compute_dtype
 from refattn.dense.common import select_matmul
 from refattn.dispatch import dispatched
-from refattn.linear.common import by_sequence, decayed, first_state, outer, sums_after
+from refattn.linear.common import by_sequence, decayed, first_state, outer, sum_of, sums_after
 from refattn.results import Recurrent, RwkvGradients
-from refattn.rwkv.common import check_rwkv, of_heads, products_before, sums_before, total
+from refattn.rwkv.common import check_rwkv, of_heads, products_before, sums_before
 
 
 @dispatched(check_rwkv("rwkv6", log_decay="HTD", u="HD"))
@@ -98,7 +98,7 @@ def rwkv6(
     before, after = sums_before(g), sums_after(g.swapaxes(-1, -2))  # (..., H, T, D), (..., H, D, T)
     o = select_matmul(s, v_, seen) + own * v_ + select_matmul(decayed(before, r_), S, ~np.isneginf(before))
     new = select_matmul(decayed(after, k_.swapaxes(-1, -2)), v_, ~np.isneginf(after))
-    return Recurrent(o.astype(r.dtype), decayed(total(g)[..., None], S) + new)
+    return Recurrent(o.astype(r.dtype), decayed(sum_of(g, axis=-2)[..., None], S) + new)
 
 
 @dispatched(check_rwkv("rwkv6_recurrent", log_decay="HTD", u="HD"))

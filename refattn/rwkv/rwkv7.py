@@ -19,10 +19,10 @@ import numpy as np
 from refattn.arrays import Array, compute_dtype
 from refattn.dense.common import select_matmul
 from refattn.dispatch import dispatched
-from refattn.linear.common import by_sequence, decayed, first_state, outer, sums_after, sums_through
+from refattn.linear.common import by_sequence, decayed, first_state, outer, sum_of, sums_after, sums_through
 from refattn.linear.triangular import decayed_products, solve_lower
 from refattn.results import Recurrent, Rwkv7Gradients
-from refattn.rwkv.common import check_rwkv, products_before, sums_before, total
+from refattn.rwkv.common import check_rwkv, products_before, sums_before
 
 
 @dispatched(check_rwkv("rwkv7", log_decay="HTD", kappa_hat="HTD", a="HTD"))
@@ -111,7 +111,7 @@ def rwkv7(
     kept = ~np.isneginf(after)  # (..., H, D, T)
     new = select_matmul(decayed(after, k_.swapaxes(-1, -2)), v_, kept)
     new = new - select_matmul(decayed(after, b.swapaxes(-1, -2)), c, kept)
-    return Recurrent(o.astype(r.dtype), decayed(total(g)[..., None], S) + new)
+    return Recurrent(o.astype(r.dtype), decayed(sum_of(g, axis=-2)[..., None], S) + new)
 
 
 @dispatched(check_rwkv("rwkv7_recurrent", log_decay="HTD", kappa_hat="HTD", a="HTD"))
