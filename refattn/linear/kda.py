@@ -22,6 +22,7 @@ from refattn.linear.common import (
     scale_of,
     share_heads,
     sum_heads,
+    sum_of,
     sums_after,
     sums_through,
 )
@@ -91,7 +92,7 @@ def kda(
     o = select_matmul(decayed(before, q_), share_heads(S, Ho), ~np.isneginf(before))
     o = o + select_matmul(s, share_heads(u, Ho), seen)
     new = select_matmul(decayed(after, k_.swapaxes(-1, -2)), u, ~np.isneginf(after))
-    return Recurrent(o.astype(q.dtype), decayed(g.sum(axis=-2)[..., None], S) + new)
+    return Recurrent(o.astype(q.dtype), decayed(sum_of(g, axis=-2)[..., None], S) + new)
 
 
 @dispatched(check_of("kda_recurrent", log_decay="HTD", beta="HT"))
@@ -214,7 +215,7 @@ def kda_chunked(
         old = select_matmul(decayed(before, q_c), share_heads(S, Ho), ~np.isneginf(before))
         o[..., c, :] = old + select_matmul(s, share_heads(u, Ho), seen)
         new = select_matmul(decayed(after, k_c.swapaxes(-1, -2)), u, ~np.isneginf(after))
-        S = decayed(g_c.sum(axis=-2)[..., None], S) + new
+        S = decayed(sum_of(g_c, axis=-2)[..., None], S) + new
     return Recurrent(o.astype(q.dtype), S)
 
 

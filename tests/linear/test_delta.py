@@ -181,6 +181,17 @@ def test_what_is_forgotten_leaves_no_trace(name, poison, form):
 
 
 @pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", NAMES[1:])
+def test_a_gate_of_nan_is_forgotten_too(name, form):
+    x = draw(6, T=11)
+    x["log_decay"][..., 2], x["log_decays"][..., 2, :] = np.nan, np.nan
+    x["log_decay"][..., 5], x["log_decays"][..., 5, :] = -np.inf, -np.inf
+    want = call(name, tokens(x, slice(5, None)), form)
+    got = call(name, x, form)
+    close((got.o[..., 5:, :], got.state), want)
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_a_row_that_is_forgotten_leaves_no_trace_in_kda(form):
     """Row 0 of the state is NaN and forgotten at once; row 1 stays, so that tokens still see each other."""
     x = draw(5, T=8) | {"initial_state": np.ones((2, 3, 2))}
