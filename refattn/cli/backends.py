@@ -4,9 +4,9 @@ import argparse
 from dataclasses import dataclass, field
 
 from refattn import dispatch
-from refattn.cli import report
-from refattn.cli.machine import installed
+from refattn.cli.console import columns, consoles, emit
 from refattn.cli.measure import absence
+from refattn.costs.machine import installed
 
 NAME = "backends"
 HELP = "list the backends: which run here, and what each covers"
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the table, and what each backend does not cover."""
-    console, _ = report.consoles(table_to_stderr=False)
+    console, _ = consoles(table_to_stderr=False)
     from rich import box
     from rich.table import Table
 
@@ -46,12 +46,12 @@ def run(args: argparse.Namespace) -> int:
         known = "" if c.rank is None else f"{len(c.covered)} of {total}"
         here, rank = "yes" if c.absent is None else "no", "" if c.rank is None else str(c.rank)
         table.add_row(c.name, c.module, c.version, here, rank, known, style="dim" if c.absent else None)
-    parts = [report.columns(missing(c)) for c in coverages if missing(c)]
+    parts = [columns(missing(c)) for c in coverages if missing(c)]
     about = [
         ("covers", f"of {', '.join(sorted(dispatch.OPERATIONS))}"),
         ("rank", 'backend="auto" takes the highest that runs here and covers the call'),
     ]
-    report.emit(console, "", table, "", *parts, report.columns(about))
+    emit(console, "", table, "", *parts, columns(about))
     return 0
 
 

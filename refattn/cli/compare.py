@@ -4,7 +4,8 @@ import argparse
 import math
 
 from refattn import dispatch
-from refattn.cli import files, machine, measure, problem, report
+from refattn.cli import compare_report, console, files, measure, problem
+from refattn.costs import machine
 from refattn.dispatch import AUTO, REFERENCE
 
 NAME = "compare"
@@ -34,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     Everything that can be refused is refused before the first computation.
     """
     outputs = {"--json": args.json, "--csv": args.csv, "--html": args.html}
-    table, bar = report.consoles(table_to_stderr=files.STDOUT in outputs.values())
+    table, bar = console.consoles(table_to_stderr=files.STDOUT in outputs.values())
     if args.html is not None:
         machine.need("matplotlib", "viz", "--html")
     variants = _names("variant", args.variants, list(measure.VARIANTS))
@@ -44,21 +45,21 @@ def run(args: argparse.Namespace) -> int:
     files.check_writable(outputs)
 
     here = machine.facts(sorted({REFERENCE, *backends}))  # before our own work counts as load
-    with report.progress(bar) as tick:
+    with console.progress(bar) as tick:
         tick("the input", 0)
         given = problem.read(args)
         rows = measure.candidates(variants, backends)
         comparison = measure.compare(given, rows, args.seconds, args.seed, tick)
     facts = given.facts() | {"seed": str(args.seed)} | here
-    report.show(comparison, facts, table)
+    compare_report.show(comparison, facts, table)
     if args.json is not None:
-        files.write(args.json, report.to_json(comparison, facts))
+        files.write(args.json, compare_report.to_json(comparison, facts))
     if args.csv is not None:
-        files.write(args.csv, report.to_csv(comparison))
+        files.write(args.csv, compare_report.to_csv(comparison))
     if args.html is not None:
-        from refattn.cli import page  # needs matplotlib
+        from refattn.cli import compare_page  # needs matplotlib
 
-        files.write(args.html, page.html(comparison, facts))
+        files.write(args.html, compare_page.html(comparison, facts))
     return int(any(comparison.wrong(row) for row in rows))
 
 

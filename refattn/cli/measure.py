@@ -13,8 +13,8 @@ import numpy as np
 
 from refattn.arrays import Array, compute_dtype
 from refattn.cli import judge
-from refattn.cli.machine import free_memory
 from refattn.cli.problem import Problem
+from refattn.costs.machine import free_memory
 from refattn.dense.attention import attention
 from refattn.dense.decode import attention_split_kv
 from refattn.dense.flash import flash_attention

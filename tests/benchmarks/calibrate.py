@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 import refattn
-from refattn.cli.machine import facts
+from refattn.costs.machine import facts
 from refattn.testing.attention.cases import CASES
 from refattn.testing.attention.judge import analyse, judge
 from refattn.testing.contract import Contract

@@ -19,7 +19,7 @@ import numpy as np
 
 import refattn
 from refattn import masks
-from refattn.cli.machine import facts
+from refattn.costs.machine import facts
 
 FORWARD = [
     # H, Hk, T, D, causal

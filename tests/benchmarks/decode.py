@@ -25,7 +25,7 @@ import refattn_numba
 
 import refattn
 from refattn import masks
-from refattn.cli.machine import facts
+from refattn.costs.machine import facts
 
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 LENGTHS = (4096, 16384, 65536, 131072)

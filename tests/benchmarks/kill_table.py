@@ -116,7 +116,7 @@ def listed(record, title, wanted):
 def main():
     from published_rules import DTYPES, RULES
 
-    from refattn.cli.machine import facts
+    from refattn.costs.machine import facts
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["bfloat16", "float16", "float32"])

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 import refattn
-from refattn.cli.machine import facts
+from refattn.costs.machine import facts
 
 B, H, D = 1, 8, 64
 E, N, HEADS_SSD, P = 512, 16, 8, 64

@@ -17,7 +17,7 @@ import numpy as np
 
 import refattn
 from refattn import masks
-from refattn.cli.machine import facts
+from refattn.costs.machine import facts
 
 D, E, N = 64, 64, 16
 LENGTHS = (*(2**n for n in range(10, 20)), 1_000_000)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 import refattn
-from refattn.cli.machine import facts
+from refattn.costs.machine import facts
 from refattn.testing.bounds import BOUNDS, SLACK
 
 H, D, P, N = 2, 16, 8, 8

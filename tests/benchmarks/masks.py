@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from refattn.cli.machine import facts
+from refattn.costs.machine import facts
 from refattn.masks import (
     bigbird,
     causal,

@@ -18,7 +18,7 @@ import numpy as np
 
 import refattn
 from refattn import masks
-from refattn.cli.machine import facts
+from refattn.costs.machine import facts
 
 H, D = 4, 64
 REST = 0.04  # seconds before each timed call: the threads of BLAS and OpenMP keep a core busy after their work

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from refattn import dispatch
-from refattn.cli import compare, machine, main, measure
+from refattn.cli import compare, main, measure
+from refattn.costs import machine
 from tests.cli.imitations import QUICK, SMALL, forward, imitation, records
 
 
@@ -226,6 +227,6 @@ class TestOutputs:
         def fail(*args):
             raise ValueError("no table today")
 
-        monkeypatch.setattr(compare.report, "to_json", fail)
+        monkeypatch.setattr(compare.compare_report, "to_json", fail)
         assert main(["compare", *SMALL, "--json", str(tmp_path / "a.json")]) == 2
         assert list(tmp_path.iterdir()) == []

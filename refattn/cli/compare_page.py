@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from refattn.arrays import Array
+from refattn.cli.compare_report import HEADERS, cells, legend
 from refattn.cli.measure import Comparison, Row
 from refattn.cli.problem import Problem
-from refattn.cli.report import HEADERS, cells, legend
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -1,0 +1,1 @@
+"""Where the time of a model goes, and the metrics of a running service."""
