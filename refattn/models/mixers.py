@@ -135,6 +135,11 @@ def _draw_linformer(rng: np.random.Generator, config: "Config") -> Weights:
     return _draw_heads(rng, config) | {"e": draw_matrix(rng, T, T // 4).T, "f": draw_matrix(rng, T, T // 4).T}
 
 
+def _draw_hgrn2(rng: np.random.Generator, config: "Config") -> Weights:
+    w = _draw_heads(rng, config, ("key_gate",))
+    return {name: x for name, x in w.items() if name != "w_k"}  # the gate makes the keys
+
+
 def _hgrn2(h: Array, w: Weights, config: "Config", state: Any, call: Call) -> Mixed:
     q, v = (call(split_heads, call(linear, h, w[name]), config.heads) for name in ("w_q", "w_v"))
     o, state = call(hgrn2_chunked, q, _gate(call, h, w, "key_gate", config.heads), v, initial_state=state)
@@ -225,7 +230,7 @@ MIXERS: dict[str, Mixer] = {
     "simple_gla": _heads(simple_gla_chunked, ("head_gate",)),
     "gated_linear_attention": _heads(gated_linear_attention_chunked, ("key_gate",)),
     "gla": _whole(gated.gla, lambda rng, c: gated.gla_parameters(rng, c.width, heads=c.heads), heads=lambda c: c.heads),
-    "hgrn2": Mixer(partial(_draw_heads, gates=("key_gate",)), _hgrn2),
+    "hgrn2": Mixer(_draw_hgrn2, _hgrn2),
     "delta_rule": _heads(delta_rule_chunked, ("beta",), short=True),
     "gated_delta_rule": _heads(gated_delta_rule_chunked, ("head_gate", "beta"), short=True),
     "gated_deltanet": _whole(
