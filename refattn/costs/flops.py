@@ -56,7 +56,7 @@ def forward_flops(
         for part in ("scores", "values", "softmax", "scan"):
             found[part] += getattr(work, part)
         found["ffn"] += sum(x.flops(call.tokens) for x in m.feed(layer))
-    found["head"] = 2 * call.tokens * m.d_model * m.vocab
+    found["head"] = 2 * call.tokens * m.d_model * m.vocab if m.logits else 0
     found["total"] = sum(n for part, n in found.items() if part not in ("softmax", "total"))
     return found
 

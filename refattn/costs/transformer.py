@@ -51,6 +51,8 @@ class Transformer:
     """0: neither embedding nor head."""
     tied: bool = True
     """The head is the embedding's matrix."""
+    logits: bool = True
+    """There is a head; False for encoders, which stop at the last layer."""
     positions: int = 0
     """Learned positions; 0 where they are rotated, added as distances, or none."""
     bias: bool = False
@@ -58,6 +60,10 @@ class Transformer:
     mechanism: Any = None
     """A `Mechanism`, a name, a mask, or one of these per layer; None is full softmax attention."""
     qkv_bias: bool | None = None
+    """`bias` unless given."""
+    o_bias: bool | None = None
+    """`bias` unless given: of the matrix after attention."""
+    norm_bias: bool | None = None
     """`bias` unless given."""
     qk_norm: bool = False
     """Queries and keys are normalised, with a gain per channel."""
@@ -137,6 +143,11 @@ class Transformer:
         """Whether the matrices of queries, keys and values have a bias."""
         return self.bias if self.qkv_bias is None else self.qkv_bias
 
+    @property
+    def o_biased(self) -> bool:
+        """Whether the matrix after attention has a bias."""
+        return self.bias if self.o_bias is None else self.o_bias
+
     def has_experts(self, layer: int) -> bool:
         """Say whether a layer's feed-forward network is `experts`."""
         e = self.experts
@@ -160,9 +171,9 @@ class Transformer:
         >>> Transformer(layers=96, d_model=12288, heads=96, vocab=50257, positions=2048, bias=True).params()
         174604259328
         """
-        norm = self.d_model * (2 if self.bias else 1)
+        norm = self.d_model * (2 if (self.bias if self.norm_bias is None else self.norm_bias) else 1)
         total = self.more_norms * norm + self.d_model * (self.positions + self.types)
-        total += self.vocab * self.d_model * (1 if self.tied else 2)
+        total += self.vocab * self.d_model * (2 if self.logits and not self.tied else 1)
         total += self.d_model * (self.d_model + 1) if self.pooler else 0
         for layer, mechanism in enumerate(self.mechanism):
             total += sum(x.params for x in mechanism.matrices(self)) + mechanism.other_params(self)
