@@ -26,7 +26,7 @@ from refattn_numba.delta_back import delta_rule_vjp, gated_delta_rule_vjp, kda_v
 from refattn_numba.delta_rule import delta_rule, delta_rule_chunked, delta_rule_recurrent
 from refattn_numba.dilated import dilated_attention, dilated_attention_vjp
 from refattn_numba.fixed import fixed_attention, fixed_attention_vjp
-from refattn_numba.flash import flash_attention, flash_attention_vjp
+from refattn_numba.flash import flash_attention, flash_attention_vjp, peak_attention_bytes
 from refattn_numba.gated_back import (
     gated_linear_attention_vjp,
     hgrn2_vjp,
@@ -152,6 +152,7 @@ __all__ = [
     "nystrom_attention",
     "nystrom_attention_vjp",
     "paged_attention",
+    "peak_attention_bytes",
     "performer_attention",
     "performer_attention_recurrent",
     "performer_attention_vjp",

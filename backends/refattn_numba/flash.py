@@ -18,7 +18,7 @@ from refattn_numba.few import attend_few
 from refattn_numba.forward import forward
 from refattn_numba.layout import TILE_K, Problem, flat, problem, tiles_of
 from refattn_numba.merge import sinks_gradient
-from refattn_numba.threads import run
+from refattn_numba.threads import SMALL, get_num_threads, run
 from refattn_numba.vectors import LANES, VECTOR_BYTES
 
 
@@ -68,6 +68,18 @@ def attend(call: Problem, q: Array, k: Array, v: Array, splits: int = 1) -> list
             call.keep_of, call.keep_scale,
         )  # fmt: skip
     return list(zip(o, lse, strict=True))
+
+
+def peak_attention_bytes(B: int, H: int, Hk: int, T: int, D: int, Dv: int, dtype: str) -> int:
+    """Return what a call of `attention` on T queries and keys of B sequences allocates: results, copies, workspaces.
+
+    16-bit inputs are copied to float32. The bits of tiles that a mask cuts come on top.
+    """
+    size = max(4, np.dtype(dtype).itemsize if dtype != "bfloat16" else 2)
+    copies = B * T * (H * D + Hk * (D + Dv)) if dtype in ("float16", "bfloat16") else 0
+    alone = B * H * T * T * (D + Dv) < SMALL
+    threads = 1 if alone else min(get_num_threads(), B * H * tiles_of(T))
+    return size * (B * H * T * (Dv + 1) + copies + threads * LANES * (D + Dv + TILE_K + 4))
 
 
 def flash_attention_vjp(

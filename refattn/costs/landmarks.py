@@ -34,14 +34,14 @@ class Linformer(Mechanism):
         return 2 * self.rank * self.length + m.value_width
 
     def pairs(self, m: "Transformer", call: Call) -> int:
-        return call.new * self.rank
+        return call.batch * m.heads * call.new * self.rank
 
     def matrix_entries(self, m: "Transformer", seq: int) -> int:
         return seq * self.rank
 
     def work(self, m: "Transformer", call: Call) -> Work:
         D, Dv, heads = m.head_width, m.value_width, call.batch * m.heads
-        seen = heads * call.new * self.rank
+        seen = self.pairs(m, call)
         folded = 2 * heads * call.keys * self.rank
         return Work((2 * seen + folded) * D, (2 * seen + folded) * Dv, SOFTMAX_FLOPS * seen, 0, seen)
 
@@ -68,14 +68,14 @@ class Nystrom(Mechanism):
         return m.value_width
 
     def pairs(self, m: "Transformer", call: Call) -> int:
-        return self.landmarks * (call.new + call.keys + self.landmarks)
+        return call.batch * m.heads * self.landmarks * (call.new + call.keys + self.landmarks)
 
     def matrix_entries(self, m: "Transformer", seq: int) -> int:
         return self.landmarks * (2 * seq + self.landmarks)
 
     def work(self, m: "Transformer", call: Call) -> Work:
         D, Dv, n, heads = m.head_width, m.value_width, self.landmarks, call.batch * m.heads
-        seen = heads * self.pairs(m, call)
+        seen = self.pairs(m, call)
         inverse = INVERSE_STEPS * 4 * 2 * n**3 * heads
         values = 2 * heads * (n * call.keys + n * n + call.new * n) * Dv
         return Work(2 * seen * D + inverse, values, SOFTMAX_FLOPS * seen, 0, seen)

@@ -72,7 +72,7 @@ class Latent(Softmax):
         key, value = self.nope_dim + self.rope_dim, self.value_dim
         if self.is_absorbed(call):
             key, value = self.kv_rank + self.rope_dim, self.kv_rank
-        seen = call.batch * m.heads * self.pairs(m, call)
+        seen = self.pairs(m, call)
         return Work(2 * seen * key, 2 * seen * value, SOFTMAX_FLOPS * seen, 0, seen)
 
     def kept(self, m: "Transformer", tokens: int) -> int:

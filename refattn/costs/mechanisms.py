@@ -4,6 +4,7 @@ Every mechanism answers the same questions about a `Transformer` m, whose heads 
 its own. `Softmax` is here, and what all share; `latent` has MLA, `recurrent` the linear-time family.
 """
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -102,7 +103,7 @@ class Mechanism:
         return [*hidden, Matrix("down", width, m.d_model, m.bias)]
 
     def pairs(self, m: "Transformer", call: Call) -> int:
-        """Return the visible pairs of a head of one sequence; 0 without scores."""
+        """Return the visible pairs of all heads and sequences; 0 without scores."""
         return 0
 
     def matrix_entries(self, m: "Transformer", seq: int) -> int:
@@ -149,7 +150,7 @@ class Softmax(Mechanism):
         D, Dv = m.head_width, m.value_width
         sizes = (("q", m.heads * D), ("k", m.kv * D), ("v", m.kv * Dv))
         before = [Matrix(name, m.d_model, columns, m.qkv_biased) for name, columns in sizes]
-        return [*before, Matrix("o", m.heads * Dv, m.d_model, m.bias)]
+        return [*before, Matrix("o", m.heads * Dv, m.d_model, m.o_biased)]
 
     def other_params(self, m: "Transformer") -> int:
         return 2 * m.head_width if m.qk_norm else 0
@@ -167,16 +168,27 @@ class Softmax(Mechanism):
         return found
 
     def pairs(self, m: "Transformer", call: Call) -> int:
-        mask = self.visible(call)
-        patterns = 1
-        for n in () if mask is None else mask.lead:
-            patterns *= n
-        return -(-pairs(mask, call.new, call.keys) // patterns)
+        mask, all_heads = self.visible(call), call.batch * m.heads
+        patterns = 1 if mask is None else math.prod(mask.lead)
+        if all_heads % patterns:
+            raise ValueError(f"costs: mask has {patterns} patterns; wanted a number that divides {all_heads} heads")
+        return pairs(mask, call.new, call.keys) * (all_heads // patterns)
 
     def work(self, m: "Transformer", call: Call) -> Work:
-        seen = call.batch * m.heads * self.pairs(m, call)
+        seen = self.pairs(m, call)
         return Work(2 * seen * m.head_width, 2 * seen * m.value_width, SOFTMAX_FLOPS * seen, 0, seen)
 
     def kept(self, m: "Transformer", tokens: int) -> int:
         kept = tokens if self.window is None else min(tokens, self.window)
         return kept * m.kv * (m.head_width + m.value_width)
+
+
+@dataclass(frozen=True)
+class GatedSoftmax(Softmax):
+    """Softmax attention whose output is multiplied by a gate, which a matrix makes of each token, as in Qwen3-Next."""
+
+    name = "gated_softmax"
+
+    def matrices(self, m: "Transformer") -> list[Matrix]:
+        gate = Matrix("gate", m.d_model, m.heads * m.value_width, m.qkv_biased)
+        return [*super().matrices(m)[:-1], gate, super().matrices(m)[-1]]

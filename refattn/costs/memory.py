@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from refattn.arrays import check_count
+from refattn import dispatch
+from refattn.arrays import FLOATS, check_count
 from refattn.costs.names import unknown
 
 if TYPE_CHECKING:
@@ -120,16 +121,28 @@ MATRICES = 5
 
 
 def peak_attention_bytes(m: "Transformer", batch: int, seq: int, dtype: str, backend: str, causal: bool) -> int:
-    """Return what one call of `refattn.attention` allocates at most, for the sizes of one layer of m.
+    """Return what one call of `refattn.attention` allocates at most, its result included, for the sizes of m's heads.
 
     numpy: five matrices of scores in the dtype of computation, which pairs are visible (a byte each), and q, k and v in
-    that dtype with the key heads repeated. numba: o and the log-sum-exp, and a few tiles a thread, which `TILES` of the
-    backend says. The tests hold both against tracemalloc.
+    that dtype with the key heads repeated. Another backend says it of itself, in ``peak_attention_bytes``. The tests
+    hold both against tracemalloc.
 
     Raises
     ------
     LookupError
-        For a backend that is not known here.
+        For a backend that is not known, or does not say.
     """
     _check(batch, seq)
-    raise unknown("backend", backend, ["numpy"])
+    if dtype not in FLOATS:
+        raise unknown("dtype of arrays", dtype, FLOATS)
+    if backend not in dispatch.backends():
+        raise unknown("backend", backend, dispatch.backends())
+    B, H, N, D, Dv = batch, m.heads, seq, m.head_width, m.value_width
+    if backend == dispatch.REFERENCE:
+        size = max(4, ITEMSIZE[dtype])
+        visible = N * N if causal else B * H * N * N
+        return int(MATRICES * B * H * N * N * size + visible + B * H * N * (2 * D + Dv) * size)
+    says = getattr(dispatch.load(backend), "peak_attention_bytes", None)
+    if says is None:
+        raise LookupError(f"peak_attention_bytes: backend {backend!r} does not say what it allocates")
+    return int(says(B, H, m.kv, N, D, Dv, dtype))

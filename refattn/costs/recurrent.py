@@ -98,7 +98,9 @@ class Recurrent(Mechanism):
 
     def kept(self, m: "Transformer", tokens: int) -> int:
         D = self.width(m)
-        return m.heads * (D * m.value_width + (D if self.operation in NORMALISED else 0))
+        normaliser = D if self.operation in NORMALISED else 0
+        maximum = 1 if self.operation == "performer_attention" else 0  # of the logarithms of its features
+        return m.heads * (D * m.value_width + normaliser + maximum)
 
 
 @dataclass(frozen=True)

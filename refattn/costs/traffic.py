@@ -56,13 +56,13 @@ def bytes_moved(
         raise ValueError(f"bytes_moved: algorithm is {algorithm!r}; wanted one of {', '.join(ALGORITHMS)}")
     call = m.call(batch, 1 if phase == "decode" else seq, seq - 1 if phase == "decode" else 0, causal)
     found = dict.fromkeys(("weights", "q", "k", "v", "o", "scores", "state", "stream"), 0)
-    found["weights"] = m.active_params() - (0 if m.tied and m.vocab else m.vocab * m.d_model)  # a lookup reads few rows
+    found["weights"] = m.active_params() - (0 if m.tied and m.logits else m.vocab * m.d_model)  # a lookup reads few rows
     for layer, mechanism in enumerate(m.mechanism):
         for part, n in _mixing(m, mechanism, call, algorithm).items():
             found[part] += n
         widths = [x.rows + x.columns for x in (*mechanism.matrices(m), *m.feed(layer))]
         found["stream"] += call.tokens * (sum(widths) + 2 * m.d_model)
-    found["stream"] += call.tokens * (m.d_model + m.vocab if m.vocab else 0)
+    found["stream"] += call.tokens * (m.d_model + m.vocab if m.vocab and m.logits else 0)
     size = itemsize(dtype) * (3 if phase == "train" else 1)
     found = {part: int(n * size) for part, n in found.items()}
     return found | {"total": sum(found.values())}
@@ -82,6 +82,6 @@ def _mixing(m: "Transformer", mechanism: "Mechanism", call: "Call", algorithm: s
         scores = 4 * B * H * call.new * call.keys if algorithm == "materialised" else 0
         return queries | {"k": keys, "v": kept - keys, "scores": scores}
     # a tile of queries reads the keys that some query of it sees
-    read = -(-mechanism.pairs(m, call) // min(TILE, call.new))
+    read = -(-mechanism.pairs(m, call) // (B * H * min(TILE, call.new)))
     read = max(read, min(call.keys, kept // max(1, B * m.kv * (D + Dv))))
     return queries | {"k": B * m.kv * read * D, "v": B * m.kv * read * Dv}
