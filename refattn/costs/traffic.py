@@ -56,7 +56,7 @@ def bytes_moved(
         raise ValueError(f"bytes_moved: algorithm is {algorithm!r}; wanted one of {', '.join(ALGORITHMS)}")
     call = m.call(batch, 1 if phase == "decode" else seq, seq - 1 if phase == "decode" else 0, causal)
     found = dict.fromkeys(("weights", "q", "k", "v", "o", "scores", "state", "stream"), 0)
-    found["weights"] = m.active_params() - (0 if m.tied and m.logits else m.vocab * m.d_model)  # a lookup reads few rows
+    found["weights"] = m.active_params() - (0 if m.tied and m.logits else m.vocab * m.d_model)  # a lookup: few rows
     for layer, mechanism in enumerate(m.mechanism):
         for part, n in _mixing(m, mechanism, call, algorithm).items():
             found[part] += n
