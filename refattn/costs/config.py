@@ -81,19 +81,18 @@ def from_config(source: "str | Path | dict[str, Any]") -> Transformer:
     """
     where, values = _contents(source)
     inside = values.get("text_config")
-    if isinstance(inside, dict) and values.get("model_type") not in FAMILIES:
+    if isinstance(inside, dict) and str(values.get("model_type")) not in FAMILIES:
         where, values = f"{where}: text_config", inside
     kind = values.get("model_type")
     if not isinstance(kind, str):
-        raise ValueError(f"{where}: model_type is {kind!r}; wanted one of {', '.join(FAMILIES)}")
+        raise ValueError(f"{where}: model_type is {kind!r:.60}; wanted one of {', '.join(FAMILIES)}")
     if kind not in FAMILIES:
         raise LookupError(f"{where}: {unknown('model_type', kind, FAMILIES)}")
     try:
         sizes = FAMILIES[kind](Fields(where, values))
         return Transformer(name=kind, **sizes)
     except ValueError as error:
-        text = str(error)
-        raise ValueError(text if text.startswith(where) else f"{where}: {text}") from None
+        raise _named(error, where) from None
 
 
 def _contents(source: "str | Path | dict[str, Any]") -> tuple[str, dict[str, Any]]:
@@ -106,4 +105,12 @@ def _contents(source: "str | Path | dict[str, Any]") -> tuple[str, dict[str, Any
         path = find(path, "config.json")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; wanted a config.json or a folder that has one")
-    return str(path), read_json(path)
+    try:
+        return str(path), read_json(path)
+    except ValueError as error:
+        raise _named(error, str(path)) from None
+
+
+def _named(error: ValueError, where: str) -> ValueError:
+    """Return the error with the name of the file, which it may have already."""
+    return error if str(error).startswith(where) else ValueError(f"{where}: {error}")

@@ -62,14 +62,14 @@ class Fields:
         if value is None:
             return default
         if not isinstance(value, bool):
-            raise self.wrong(f"{name} is {value!r}; wanted true or false")
+            raise self.wrong(f"{name} is {value!r:.60}; wanted true or false")
         return value
 
     def only(self, name: str, wanted: Any) -> None:
         """Raise ValueError where a field is there and has another value than the only one that is counted."""
         value = self.values.get(name)
         if value is not None and value != wanted:
-            raise self.wrong(f"{name} is {value!r}; only {wanted!r} is counted")
+            raise self.wrong(f"{name} is {value!r:.60}; only {wanted!r} is counted")
 
     def inner(self, name: str) -> "Fields":
         """Return the fields of an object in this one, of an empty one where it is absent or null."""
