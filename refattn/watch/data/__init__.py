@@ -1,0 +1,1 @@
+"""A Grafana dashboard and Prometheus rules for the metrics of `refattn.watch.monitor`."""
