@@ -161,14 +161,16 @@ def between(curve: Curve, size: float) -> float:
 
     Examples
     --------
-    >>> between([(10.0, 1.0), (1000.0, 100.0)], 100.0), between([(10.0, 1.0)], 20.0), between([(10.0, 1.0)], 5.0)
-    (10.0, 2.0, 1.0)
+    >>> round(between([(10.0, 1.0), (1000.0, 100.0)], 100.0), 9), between([(10.0, 1.0)], 20.0)
+    (10.0, 2.0)
+    >>> between([(10.0, 1.0)], 5.0)
+    1.0
     """
     sizes, seconds = np.array(curve, dtype=float).T
     if size >= sizes[-1]:
         return float(seconds[-1] * size / sizes[-1])
     found = np.exp(np.interp(math.log(max(size, sizes[0])), np.log(sizes), np.log(seconds)))
-    return round(float(found), 15)
+    return float(found)
 
 
 def matmul_seconds(table: dict[str, Any], rows: int, inner: int, columns: int) -> float:

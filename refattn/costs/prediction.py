@@ -17,6 +17,7 @@ from refattn.costs.memory import itemsize
 from refattn.costs.names import unknown
 from refattn.costs.roofs import roofs
 from refattn.costs.steps import Step, steps
+from refattn.costs.traffic import ALGORITHMS
 from refattn.dispatch import REFERENCE
 
 if TYPE_CHECKING:
@@ -58,6 +59,8 @@ def predict(
     backend: str = "numpy",
     dtype: str | None = None,
     causal: bool = True,
+    algorithm: str = "flash",
+    cache_dtype: str | None = None,
 ) -> Prediction:
     """Predict the time of one pass.
 
@@ -76,6 +79,10 @@ def predict(
         Of the arrays; float32 on a calibration, bfloat16 on hardware unless given.
     causal : bool
         As for `Transformer.forward_flops`.
+    algorithm : {"flash", "materialised"}
+        On hardware: whether the matrix of scores moves, four times, through memory.
+    cache_dtype : str, optional
+        On hardware: of keys and values in decoding, where not `dtype`.
 
     Returns
     -------
@@ -94,18 +101,26 @@ def predict(
         raise ValueError(f"predict: phase is {phase!r}; wanted one of {', '.join(PHASES)}")
     call = m.call(batch, 1, seq - 1, causal) if phase == "decode" else m.call(batch, seq, 0, causal)
     if isinstance(on, Hardware):
-        return _bound(m, call, on, phase, dtype or "bfloat16")
+        if algorithm not in ALGORITHMS:
+            raise ValueError(f"predict: algorithm is {algorithm!r}; wanted one of {', '.join(ALGORITHMS)}")
+        return _bound(m, call, on, phase, dtype or "bfloat16", algorithm, cache_dtype)
     if isinstance(on, Calibration):
         return _measured(m, call, on, phase, backend, dtype or "float32")
     raise TypeError(f"predict: on is {type(on).__name__}; wanted a Hardware or a Calibration")
 
 
-def _bound(m: "Transformer", call: "Call", on: Hardware, phase: str, dtype: str) -> Prediction:
+def _bound(
+    m: "Transformer", call: "Call", on: Hardware, phase: str, dtype: str, algorithm: str, cache_dtype: str | None
+) -> Prediction:
     size, times = itemsize(dtype), 3.0 if phase == "train" else 1.0
+    cached = itemsize(cache_dtype or dtype) / size if phase == "decode" else 1.0
     parts: dict[str, float] = {}
     limits: dict[str, dict[str, float]] = {}
     for step in steps(m, call):
-        found = roofs(on, dtype, step.flops, step.exps, step.numbers * size)
+        numbers = step.numbers * (cached if step.component == "attention" else 1.0)
+        if algorithm == "materialised" and step.kind == "attention":
+            numbers += 4 * step.columns * step.rows * step.keys
+        found = roofs(on, dtype, step.flops, step.exps, numbers * size)
         parts[step.component] = parts.get(step.component, 0.0) + times * step.times * max(found.values())
         _add(limits, step, found)
     seconds = sum(parts.values())

@@ -75,7 +75,7 @@ def steps(m: "Transformer", call: Call) -> list[Step]:
         found.append(Step("other", "add", layers * norms, call.tokens * m.d_model, numbers=3 * call.tokens * m.d_model))
     if m.more_norms:
         found.append(_norm(m, call, m.more_norms))
-    if m.vocab:
+    if m.vocab and m.logits:
         found.append(_matmul("head", 1, m.d_model, m.vocab, call))
     return found
 
