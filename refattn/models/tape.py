@@ -81,9 +81,13 @@ class Tape:
             if all(d is None for d in cotangents):
                 continue
             filled = [np.zeros_like(x) if d is None else d for x, d in zip(step.results, cotangents, strict=True)]
-            for x, dx in _pulled(step, filled):
+            for x, dx in self.pull(step, filled):
                 found[id(x)] = dx if id(x) not in found else found[id(x)] + dx
         return lambda x: found[id(x)] if id(x) in found else np.zeros_like(x)
+
+    def pull(self, step: Step, cotangents: list[Array]) -> list[tuple[Array, Array]]:
+        """Return the arrays that a call was given, each with its gradient, from those of its results."""
+        return _pulled(step, cotangents)
 
 
 def _pulled(step: Step, cotangents: list[Array]) -> list[tuple[Array, Array]]:
