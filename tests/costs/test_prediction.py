@@ -162,6 +162,9 @@ SMALL = {
 }
 
 
+KDA = costs.Transformer(layers=1, d_model=64, heads=1, mechanism="kda")
+
+
 @pytest.fixture
 def measured(monkeypatch):
     """A calibration of this machine on few sizes."""
