@@ -1,6 +1,8 @@
 """Which model, call and device `refattn cost` counts for: read from its arguments, or refused."""
 
 import argparse
+import sys
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -45,7 +47,12 @@ class Asked:
     @property
     def calibrated(self) -> bool:
         """Whether the device's numbers were measured."""
-        return not hasattr(self.hw, "source")
+        return hasattr(self.hw, "overhead")  # which no data sheet gives
+
+    @property
+    def keeps(self) -> bool:
+        """Whether something is kept for a next token: nothing follows where every token sees all."""
+        return self.phase != "train" and (self.causal or self.phase == "decode")
 
     @property
     def size(self) -> float:
@@ -189,7 +196,12 @@ def _device(name: str) -> Any:
         return hardware(name)
     from refattn.costs.calibration import Calibration
 
-    return Calibration.load(name)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        calibration = Calibration.load(name)
+    for one in said:
+        print(f"refattn: warning: {one.message}", file=sys.stderr)
+    return calibration
 
 
 def _narrowed(m: Transformer, window: int | None, mask: Mask | None) -> Transformer:

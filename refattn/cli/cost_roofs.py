@@ -92,19 +92,20 @@ def device(asked: Asked) -> Section:
         state = m.training_state_bytes(OPTIMIZER)
         parts[f"weights, gradients, {OPTIMIZER}"] = state
         for recompute in RECOMPUTED:
-            parts[f"with activations, recompute {recompute}"] = state + m.activation_bytes(
-                asked.batch, asked.seq, recompute
-            )
+            kept = m.activation_bytes(asked.batch, asked.seq, recompute)
+            parts[f"with activations, recompute {recompute}"] = state + kept
     else:
         parts["weights"] = int(m.params() * asked.size)
-        parts[cache_name(m)] = m.kv_cache_bytes(asked.batch, asked.call.keys, asked.dtype)
-        parts["both"] = sum(parts.values())
+        if asked.keeps:
+            parts[cache_name(m)] = m.kv_cache_bytes(asked.batch, asked.call.keys, asked.dtype)
+            parts["both"] = sum(parts.values())
         if matrix_bytes(asked):
-            parts["and scores of a layer, materialised"] = parts["both"] + matrix_bytes(asked)
+            kept = parts.get("both", parts["weights"])
+            parts["and scores of a layer, materialised"] = kept + matrix_bytes(asked)
     rows: dict[str, tuple[Cell, ...]] = {}
     for name, n in parts.items():
         fits = "fits" if n <= asked.hw.memory else "does not fit"
         rows[name] = (Number(n, "B", "bound"), Number(100 * n / asked.hw.memory, "%", "bound"), fits)
-    rows["device"] = (Number(asked.hw.memory, "B", "exact"), None, None)
+    rows["device"] = (Number(asked.hw.memory, "B", "measured" if asked.calibrated else "exact"), None, None)
     notes = ("Without workspaces, fragments and what else a program keeps: it needs at least this.",)
     return Section("device", f"Memory of {asked.hw.name}", ("at least", "of device", ""), rows, notes)

@@ -143,7 +143,7 @@ def _memory(asked: Asked) -> Section:
     if asked.phase == "prefill" and not call.past and dtype in FLOATS and all(type(x) is Softmax for x in m.mechanism):
         peak = m.peak_attention_bytes(asked.batch, asked.seq, dtype, "numpy", asked.causal)
         rows["refattn.attention on numpy, at its peak"] = (Number(peak, "B"),)
-    if asked.phase != "train":
+    if asked.keeps:
         kept = m.kv_cache_bytes(asked.batch, call.keys, dtype)
         further = m.kv_cache_bytes(1, call.keys + 1, dtype) - m.kv_cache_bytes(1, call.keys, dtype)
         name = cache_name(m)

@@ -105,7 +105,7 @@ def _point(asked: Asked) -> Point:
         for recompute in ("none", "attention", "full"):
             kept = m.activation_bytes(asked.batch, asked.seq, recompute)
             numbers[f"activations, {recompute}"] = Number(kept, "B")
-    else:
+    elif asked.keeps:
         numbers[cache_name(m)] = Number(m.kv_cache_bytes(asked.batch, call.keys, asked.dtype), "B")
     if not asked.past:
         numbers["moved, flash"] = Number(moved(asked, "flash")["total"], "B")

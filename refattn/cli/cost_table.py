@@ -126,7 +126,8 @@ def show_sweep(asked: Asked, name: str, points: list[Point], console: "Console")
     facts["call"] = _call(asked, name, points)
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 2, 0, 0), pad_edge=False, show_edge=False)
     first = points[0]
-    names = [header for header in first.numbers if not (first.bound_by and header == "moved, materialised")]
+    wide = ("moved, materialised",) if asked.phase != "train" else ("scores, one layer", "moved, flash")
+    names = [header for header in first.numbers if first.bound_by is None or header not in wide]
     for header in [name, *map(_two_lines, names), *(["by"] if first.bound_by else [])]:
         table.add_column(header, justify="left" if header == "by" else "right", no_wrap=True, vertical="bottom")
     for point in points:
@@ -159,7 +160,7 @@ def _call(asked: Asked, name: str, points: list[Point]) -> str:
 
 
 def _two_lines(header: str) -> str:
-    return header.replace(", ", "\n").replace("activations", "kept")
+    return header.replace(", ", "\n").replace(" and ", "\nand ").replace("activations", "kept")
 
 
 def _share(point: Point, part: str) -> float:

@@ -6,7 +6,8 @@ import re
 import pytest
 
 from refattn.cli import cost_sweep, main
-from refattn.costs import machine
+from refattn.costs import machine, prediction
+from refattn.costs.calibration import Calibration
 from refattn.costs.hardware import hardware
 from refattn.costs.presets import preset
 
@@ -86,6 +87,27 @@ class TestTheCount:
         _, printed = counted(capsys, "--model", "llama-3-70b", "--seq", "8192", "--hw", "h100-sxm")
         assert re.search(r"weights +131 GiB +176[.]. % +does not fit +bound", printed)
 
+    def test_on_a_calibration(self, capsys, tmp_path, monkeypatch):
+        monkeypatch.setattr(Calibration, "doubts", lambda self: ["it was another machine"])
+        rates = {"bandwidth": 1e10, "exp_rate": 1e9, "memory": 2**30, "overhead": 1e-6, "peak": {"float32": 1e11}}
+        matmul = {"rows": [1], "inner": [8], "columns": [8], "seconds": [[[1e-6]]]}
+        Calibration(machine={"processor": "P"}, date="2026-01-01", matmul=matmul, **rates).save(tmp_path / "here.json")
+        asked = []
+
+        def predict(m, *, on, **call):
+            asked.append((on.peak, call["seq"], call["phase"]))
+            return prediction.Prediction(2.0, 1.5, 3.0, {"ffn": 2.0}, {"ffn": "bandwidth"}, "predicted")
+
+        monkeypatch.setattr(prediction, "predict", predict)
+        content, printed = counted(capsys, *SMALL, "--dtype", "float32", "--hw", str(tmp_path / "here.json"))
+        numbers = content["numbers"]
+        assert numbers["roofs"]["matrix products"]["rate"] == {"value": 1e11, "unit": "FLOP/s", "kind": "measured"}
+        assert {row["time"]["kind"] for row in numbers["components"].values()} == {"predicted"}
+        low, middle, high = (numbers["components"][name]["time"]["value"] for name in ("from", "total", "to"))
+        assert (low, middle, high) == (1.5, 2.0, 3.0) and asked == [({"float32": 1e11}, 300, "prefill")]
+        assert "refattn: warning:" in printed and "it was another machine" in printed
+        assert main(["cost", *SMALL, "--dtype", "float32", "--hw", str(tmp_path / "no.json")]) == 2
+
     def test_of_both_forms_of_mla(self, capsys):
         content, _ = counted(capsys, "--model", "deepseek-v3", "--seq", "4096", "--phase", "decode")
         flops = content["numbers"]["flops"]
@@ -146,6 +168,10 @@ class TestTheCount:
             content, _ = counted(capsys, "--model", str(place), "--seq", "8")
             assert "2 layers of width 32: softmax, 2 heads of 16" in content["model"]
 
+    def test_nothing_follows_an_encoder(self, capsys):
+        content, printed = counted(capsys, "--model", "bert-base", "--seq", "64", "--hw", "h200")
+        assert "cache" not in printed and list(content["numbers"]["device"])[:1] == ["weights"]
+
     def test_a_window_narrows_each_layer_that_has_scores(self, capsys):
         content, _ = counted(capsys, "--model", "gemma-2-9b", "--seq", "8192", "--window", "100")
         assert list(content["numbers"]["pairs"]) == ["softmax window 100, 42 layers"]
@@ -193,7 +219,17 @@ class TestTheOutputs:
         assert (one["batch"], four["batch"], one["seq"]) == (1, 4, 300)
         assert four["FLOPs"]["value"] == 4 * one["FLOPs"]["value"]
 
-    @pytest.mark.parametrize("words", [ARTICLE, LLAMA, ("--model", "deepseek-v3", "--seq", "64", "--phase", "decode")])
+    @pytest.mark.parametrize(
+        "words",
+        [
+            ARTICLE,
+            LLAMA,
+            ("--model", "deepseek-v3", "--seq", "64", "--phase", "decode"),
+            ("--model", "gemma-2-9b", "--seq", "131072"),
+            ("--model", "jamba-v0.1", "--sweep", "seq=4096,131072", "--hw", "h200"),
+            ("--model", "gpt2", "--sweep", "seq=4096,131072", "--hw", "h200", "--phase", "train"),
+        ],
+    )
     def test_piped_output_is_plain_and_narrow(self, capsys, monkeypatch, words):
         monkeypatch.delenv("COLUMNS", raising=False)
         assert main(["cost", *words]) == 0
