@@ -21,6 +21,7 @@ COMPONENTS = ("embedding", "norm", "projection", "rope", "attention", "scan", "f
 
 MIXING = "mixing"
 NORMS = ("rms_norm", "layer_norm", "group_norm")
+VIEWS = ("swap", "part", "split_heads")
 SOFTMAX = ("attention", "linformer_attention", "nystrom_attention")
 
 
@@ -50,6 +51,7 @@ def inside(call: Call, component: str) -> Call:
     Examples
     --------
     >>> from refattn.models.layers import linear
+    >>> from refattn.models.tape import direct
     >>> clock = Clock()
     >>> inside(clock, "ffn")(linear, np.ones((1, 2)), np.ones((2, 1)))
     array([[2.]])
@@ -90,7 +92,7 @@ class Clock:
         result = f(*args, **kwargs)
         self.seconds[component] += time.perf_counter() - start
         self.calls[component] += 1
-        self.bytes[component] += size_of((args, tuple(kwargs.values()))) + size_of(result)
+        self.bytes[component] += moved(f, args, kwargs, result)
         if f.__name__ in SOFTMAX:
             self.kept[f.__name__] = (args, kwargs)
         return result
@@ -115,7 +117,7 @@ class ClockedTape(Tape):
         result = super().__call__(f, *args, **kwargs)
         self.clock.seconds[component] += time.perf_counter() - start
         self.clock.calls[component] += 1
-        self.clock.bytes[component] += size_of((args, tuple(kwargs.values()))) + size_of(result)
+        self.clock.bytes[component] += moved(f, args, kwargs, result)
         self.components[id(self.steps[-1])] = component
         return result
 
@@ -125,6 +127,26 @@ class ClockedTape(Tape):
         result = super().pull(step, cotangents)
         self.clock.backward[self.components[id(step)]] += time.perf_counter() - start
         return result
+
+
+def moved(f: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> int:
+    """Return the bytes that a call must read and write: none for a view, of a table the rows that are looked up.
+
+    Examples
+    --------
+    >>> from refattn.models.layers import embedding, split_heads
+    >>> moved(embedding, (np.array([1]), np.ones((1000, 2))), {}, np.ones((1, 2)))
+    32
+    >>> moved(split_heads, (np.ones((1, 2)), 2), {}, np.ones((2, 1, 1)))
+    0
+    """
+    if f.__name__ in VIEWS:
+        return 0
+    if f.__name__ == "embedding":
+        return 2 * size_of(result)
+    if f.__name__ == "append":  # returns views of all that the cache holds
+        return 2 * size_of(args)
+    return size_of((args, tuple(kwargs.values()))) + size_of(result)
 
 
 def size_of(given: Any) -> int:

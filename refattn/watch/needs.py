@@ -1,5 +1,6 @@
 """What a pass needs: arguments that make sense, memory, and the counts that its time is held against."""
 
+import dataclasses
 from typing import Any
 
 from refattn import dispatch
@@ -9,11 +10,17 @@ from refattn.costs.machine import free_memory
 from refattn.costs.mechanisms import Softmax
 from refattn.costs.names import unknown
 from refattn.costs.traffic import PHASES
+from refattn.costs.transformer import Transformer
 from refattn.costs.units import size
 from refattn.watch.network import Network
 
+ASSUMED = 5e10
+"""FLOP/s that a pass is taken to reach when layers are chosen."""
+DRAWN = 1 << 31
+"""Bytes of layers that are drawn without being asked for."""
 
-def check(network: Network, batch: int, seq: int, phase: str, backend: str) -> None:
+
+def check(m: Transformer, causal: bool, batch: int, seq: int, phase: str, backend: str) -> None:
     """Raise what `profile` raises for bad arguments, and where the pass does not fit into free memory."""
     check_count("profile", "batch", batch)
     check_count("profile", "seq", seq)
@@ -21,16 +28,16 @@ def check(network: Network, batch: int, seq: int, phase: str, backend: str) -> N
         raise ValueError(f"profile: phase is {phase!r}; wanted one of {', '.join(PHASES)}")
     if backend not in (*dispatch.backends(), dispatch.AUTO):
         raise unknown("backend", backend, [*dispatch.backends(), dispatch.AUTO])
-    if network.sizes.positions and seq > network.sizes.positions:
-        raise ValueError(f"profile: seq is {seq}; the model has {network.sizes.positions} positions")
-    if phase == "decode" and not network.causal:
+    if m.positions and seq > m.positions:
+        raise ValueError(f"profile: seq is {seq}; the model has {m.positions} positions")
+    if phase == "decode" and not causal:
         raise ValueError("profile: phase is decode; this model sees all tokens at once, so it has none")
-    needed, free = needed_bytes(network.sizes, batch, seq, phase, backend), free_memory()
+    needed, free = needed_bytes(m, batch, seq, phase, backend), free_memory()
     if free is not None and needed > free:
         raise ValueError(f"profile: a pass needs about {size(needed)} beside the weights; {size(free)} are free")
 
 
-def needed_bytes(m: Any, batch: int, seq: int, phase: str, backend: str) -> int:
+def needed_bytes(m: Transformer, batch: int, seq: int, phase: str, backend: str) -> int:
     """Return roughly what a pass over m's layers allocates in float32, the weights not included."""
     tokens = batch * (1 if phase == "decode" else seq)
     widest = max(m.d_model, *(x.columns for n in range(m.layers) for x in (*m.mechanism[n].matrices(m), *m.feed(n))))
@@ -75,3 +82,36 @@ def counts(
         moved = m.bytes_moved(batch, seq, phase, "materialised", "float32", causal)
         nbytes["attention"] = moved["scores"]
     return flops, exps, nbytes
+
+
+def fitting(m: Transformer, batch: int, seq: int, phase: str, backend: str, seconds: float) -> int:
+    """Return how many of m's layers run in a pass of about `seconds`; 1 at least.
+
+    They have 2 GiB of weights at most, and all that is allocated takes half of the free memory at most.
+
+    Examples
+    --------
+    >>> m = Transformer(layers=48, d_model=1024, heads=16)
+    >>> fitting(m, 1, 64, "prefill", "numba", 1e9), fitting(m, 1, 64, "prefill", "numba", 1e-9)
+    (48, 1)
+    """
+    free = free_memory()
+    for layers in range(m.layers, 1, -1):
+        part = first_layers(m, layers)
+        held = weight_bytes(part, phase) + needed_bytes(part, batch, seq, phase, backend)
+        new = 1 if phase == "decode" else seq
+        flops = part.forward_flops(batch, new, seq - new)["total"] * (3 if phase == "train" else 1)
+        quick = flops <= seconds * ASSUMED and 4 * (part.params() - m.vocab * m.d_model) <= DRAWN
+        if quick and (free is None or 2 * held <= free):
+            return layers
+    return 1
+
+
+def first_layers(m: Transformer, layers: int) -> Transformer:
+    """Return m with its first layers only."""
+    return dataclasses.replace(m, layers=layers, mechanism=m.mechanism[:layers])
+
+
+def weight_bytes(m: Transformer, phase: str) -> int:
+    """Return the bytes of m's float32 parameters, and of their gradients where it is trained."""
+    return 4 * m.params() * (2 if phase == "train" else 1)

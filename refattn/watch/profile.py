@@ -4,6 +4,7 @@ The verdict is Amdahl's (1967): if attention is a share p of the time, no change
 """
 
 import copy
+import dataclasses
 import math
 import time
 from collections.abc import Callable
@@ -38,7 +39,7 @@ class Part:
     high: float
     """The quartiles."""
     share: float
-    """Of the components' medians."""
+    """Of the whole model's time: median over the rounds, made to add up to 1."""
     flops: int
     """Exact, from `refattn.costs`; 0 for what is no matrix product or scan."""
     roof: str
@@ -89,12 +90,9 @@ class Profile:
 
     @property
     def whole(self) -> float | None:
-        """Seconds predicted for all layers, from those that ran; None where they differ in mechanism."""
-        net = self.network
-        if len(set(net.sizes.mechanism)) > 1 and net.whole > len(net.layers):
-            return None
-        once = sum(part.seconds for part in self.parts if part.component in ("embedding", "head"))
-        return once + (sum(part.seconds for part in self.parts) - once) * net.whole / len(net.layers)
+        """Seconds of all layers, predicted from those that ran; None where some did not, and they differ in mechanism."""
+        scale = scale_of(self.network)
+        return None if scale is None else sum(part.seconds * _times(part.component, scale) for part in self.parts)
 
     @property
     def verdict(self) -> str:
@@ -152,7 +150,7 @@ def profile(
     Unsupported
         Where the backend does not cover an operation.
     """
-    check(network, batch, seq, phase, backend)
+    check(network.sizes, network.causal, batch, seq, phase, backend)
     check_count("profile", "rounds", LEAST_ROUNDS if rounds is None else rounds)
     if not (math.isfinite(seconds) and seconds >= 0):
         raise ValueError(f"profile: seconds is {seconds}; wanted 0 or more")
@@ -187,7 +185,7 @@ def profile(
         own = next(part.seconds for part in parts if part.component == "attention")
         inside["softmax"] = max(0.0, own - inside["scores"] - inside["values"])
     return Profile(
-        parts, middle, low, high, float(np.median(clocked)), peak, _share(clocks), phase, backend, batch, seq,
+        parts, middle, low, high, float(np.median(clocked)), peak, _share(network, clocks), phase, backend, batch, seq,
         len(plain), network, rates, inside,
     )  # fmt: skip
 
@@ -231,11 +229,8 @@ def _seconds(run: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def _share(clocks: list[Clock]) -> tuple[float, float, float]:
-    shares = []
-    for clock in clocks:
-        spent = {name: clock.seconds[name] + clock.backward[name] for name in COMPONENTS}
-        shares.append((spent["attention"] + spent["scan"]) / max(sum(spent.values()), 1e-12))
+def _share(network: Network, clocks: list[Clock]) -> tuple[float, float, float]:
+    shares = _shares(network, clocks, "attention", "scan")
     low, middle, high = (float(x) for x in np.quantile(shares, [0.25, 0.5, 0.75]))
     return middle, low, high
 
@@ -257,21 +252,40 @@ def _parts(network: Network, run: _Run, counted: Clock, clocks: list[Clock], rat
     flops, exps, nbytes = counts(network, run.batch, run.seq, run.phase, backend)
     found = []
     for name in COMPONENTS:
-        spent = [clock.seconds[name] + clock.backward[name] for clock in clocks]
+        spent = [_spent(clock, name) for clock in clocks]
         if not any(spent):
             continue
         calls = counted.calls[name] * (2 if train else 1)
         moved = counted.bytes[name] * (3 if train else 1) + nbytes.get(name, 0)
-        operations = calls if name in ("attention", "scan", "rope") else 0
-        roof, least = rates.roof(
-            flops=flops.get(name, 0), exps=exps.get(name, 0), nbytes=moved, calls=calls, operations=operations
-        )
+        asked = {"flops": flops.get(name, 0), "exps": exps.get(name, 0), "nbytes": moved}
+        roof, least = rates.roof(**asked, calls=calls, component=name)
         low, middle, high = (float(x) for x in np.quantile(spent, [0.25, 0.5, 0.75]))
         back = float(np.median([clock.backward[name] for clock in clocks]))
         found.append(Part(name, middle, low, high, 0.0, flops.get(name, 0), roof, least, calls, back))
-    total = sum(part.seconds for part in found)
-    return [_with_share(part, total) for part in found]
+    shares = [float(np.median(_shares(network, clocks, part.component))) for part in found]
+    return [dataclasses.replace(part, share=share / sum(shares)) for part, share in zip(found, shares, strict=True)]
 
 
-def _with_share(part: Part, total: float) -> Part:
-    return Part(**{**part.__dict__, "share": part.seconds / total})
+def scale_of(network: Network) -> float | None:
+    """Return the model's layers / those that are here; None where some are missing, and they differ in mechanism."""
+    missing = network.whole > len(network.layers)
+    return None if missing and len(set(network.sizes.mechanism)) > 1 else network.whole / len(network.layers)
+
+
+def _times(component: str, scale: float) -> float:
+    return 1.0 if component in ("embedding", "head") else scale
+
+
+def _spent(clock: Clock, *components: str) -> float:
+    """Return the seconds, forward and backward, of some components, or of all."""
+    return sum(clock.seconds[name] + clock.backward[name] for name in components or COMPONENTS)
+
+
+def _shares(network: Network, clocks: list[Clock], *components: str) -> list[float]:
+    """Return the components' share of the whole model's time, of each round."""
+    scale = scale_of(network) or 1.0
+    found = []
+    for clock in clocks:
+        spent = {name: _times(name, scale) * _spent(clock, name) for name in COMPONENTS}
+        found.append(sum(spent[name] for name in components) / sum(spent.values()))
+    return found

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from refattn.dense.attention import attention
+from refattn.dense.rope import rope
 from refattn.dispatch import use_backend
 
 SIDE, EXPS = 768, 1 << 20
@@ -34,8 +35,8 @@ class Rates:
     """B/s, of those that one holds."""
     call: float
     """Seconds of a NumPy call on one number."""
-    operation: float
-    """Seconds of one of this project's operations on one token."""
+    operation: dict[str, float]
+    """Seconds of attention and of rope on one token."""
     source: str = "measured here, before the rounds"
 
     def bandwidth(self, nbytes: float) -> float:
@@ -43,26 +44,40 @@ class Rates:
 
         Examples
         --------
-        >>> rates = Rates(1e11, 1e9, memory=1e10, cache=1e11, call=1e-6, operation=1e-5)
+        >>> rates = Rates(1e11, 1e9, memory=1e10, cache=1e11, call=1e-6, operation={})
         >>> rates.bandwidth(1e3) > rates.bandwidth(1e9)
         True
         """
         return self.cache if nbytes < CACHED else self.memory
 
-    def roof(self, *, flops: float, exps: float, nbytes: float, calls: int, operations: int) -> tuple[str, float]:
+    def overhead(self, component: str) -> float:
+        """Return the least seconds of a call of a component: those of one token, or of one number.
+
+        Examples
+        --------
+        >>> Rates(1e11, 1e9, 1e10, 1e11, call=1e-6, operation={"attention": 4e-5, "rope": 2e-5}).overhead("scan")
+        2e-05
+        """
+        if component == "scan" and self.operation:
+            return min(self.operation.values())
+        return self.operation.get(component, self.call)
+
+    def roof(
+        self, *, flops: float, exps: float, nbytes: float, calls: int, component: str = "other"
+    ) -> tuple[str, float]:
         """Return which roof is the lowest for a component, and the least seconds under it.
 
         Examples
         --------
-        >>> rates = Rates(1e11, 1e9, memory=1e10, cache=1e11, call=1e-6, operation=1e-5)
-        >>> rates.roof(flops=1e9, exps=1e6, nbytes=1e6, calls=1, operations=0)
+        >>> rates = Rates(1e11, 1e9, memory=1e10, cache=1e11, call=1e-6, operation={})
+        >>> rates.roof(flops=1e9, exps=1e6, nbytes=1e6, calls=1)
         ('matrix products', 0.01)
         """
         times = {
             "matrix products": flops / self.matmul,
             "exponentials": exps / self.exps,
             "bandwidth": nbytes / self.bandwidth(nbytes / max(1, calls)),
-            "call overhead": (calls - operations) * self.call + operations * self.operation,
+            "call overhead": calls * self.overhead(component),
         }
         name = max(times, key=lambda roof: times[roof])
         return name, times[name]
@@ -84,7 +99,11 @@ def measure_rates(backend: str = "numpy", on: Any = None) -> Rates:
     """
     one = np.ones((1, 1, 1, 1), np.float32)
     with use_backend(backend):
-        operation = best(lambda: attention(one, one, one), 20)
+        pair, place = np.ones((1, 1, 1, 2), np.float32), np.zeros(1, np.int64)
+        operation = {
+            "attention": best(lambda: attention(one, one, one), 20),
+            "rope": best(lambda: rope(pair, place), 20),
+        }
     call = best(lambda: np.add(one, one), 1000, of=100)
     small, large = (np.ones(size // 4, np.float32) for size in (SMALL, LARGE))
     into_small, into_large = np.empty_like(small), np.empty_like(large)

@@ -28,7 +28,8 @@ def amdahl(profile: "Profile") -> str:
     share, low, high = profile.attention_share
     mixing = {part.component: part.seconds for part in profile.parts if part.component in MIXING}
     name = max(mixing, key=lambda component: mixing[component], default="attention")
-    said = f"{name} is {share:.0%} of the time (measured, {low:.0%} to {high:.0%})"
+    kind = "predicted for all layers" if len(profile.network.layers) < profile.network.whole else "measured"
+    said = f"{name} is {share:.0%} of the time ({kind}, {low:.0%} to {high:.0%})"
     bound = f"no change to it can give more than {three(limit(share))}×"
     others = [part for part in profile.parts if part.component not in MIXING]
     largest = max(others, key=lambda part: part.share, default=None)
