@@ -76,7 +76,19 @@ def one_line(error: BaseException) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     from refattn import __version__
-    from refattn.cli import audit, backends, check, compare, embed, generate, infer, show_mask, vectors
+    from refattn.cli import (
+        advise,
+        audit,
+        backends,
+        calibrate,
+        check,
+        compare,
+        embed,
+        generate,
+        infer,
+        show_mask,
+        vectors,
+    )
 
     parser = argparse.ArgumentParser(
         prog="refattn",
@@ -85,7 +97,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"refattn {__version__}")
     parser.set_defaults(run=lambda _: print(parser.format_help(), end=""))
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    for command in (check, infer, audit, vectors, compare, backends, show_mask, embed, generate):
+    for command in (
+        check, infer, audit, vectors, compare, backends, show_mask, calibrate, advise, embed, generate,
+    ):  # fmt: skip
         about = f"{command.HELP[0].upper()}{command.HELP[1:]}."
         subparser = commands.add_parser(command.NAME, help=command.HELP, description=about)
         command.add_arguments(subparser)

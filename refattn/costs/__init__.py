@@ -4,12 +4,14 @@ Read `mechanisms` and `transformer` first, then `flops`, `memory` and `traffic`,
 `prediction`, which tell times; `advice` and `serving`, which draw conclusions.
 """
 
+from refattn.costs.advice import Advice, Option, advise
 from refattn.costs.calibration import Calibration, CalibrationWarning
 from refattn.costs.config import from_config
 from refattn.costs.experts import Experts
 from refattn.costs.hardware import HARDWARE, Hardware, hardware
 from refattn.costs.landmarks import Linformer, Nystrom
 from refattn.costs.latent import Latent
+from refattn.costs.lengths import Lengths
 from refattn.costs.measuring import calibrate
 from refattn.costs.mechanisms import GatedSoftmax, Mechanism, Softmax
 from refattn.costs.pairs import pairs, tile_pairs
@@ -24,6 +26,7 @@ __all__ = [
     "HARDWARE",
     "PRESETS",
     "S4D",
+    "Advice",
     "Calibration",
     "CalibrationWarning",
     "Convolution",
@@ -33,11 +36,13 @@ __all__ = [
     "Gla",
     "Hardware",
     "Latent",
+    "Lengths",
     "Linformer",
     "Mamba",
     "Mamba2",
     "Mechanism",
     "Nystrom",
+    "Option",
     "Prediction",
     "Preset",
     "Recurrent",
@@ -46,6 +51,7 @@ __all__ = [
     "Rwkv7",
     "Softmax",
     "Transformer",
+    "advise",
     "calibrate",
     "from_config",
     "hardware",

@@ -6,8 +6,6 @@ with which versions it was made, and `canary` measures a few of its entries once
 
 import json
 import math
-import os
-import tempfile
 import warnings
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from refattn.costs.names import unknown
+from refattn.models.files import write_whole
 
 VERSION = 1
 TOLERATED = 1.5
@@ -83,18 +82,13 @@ class Calibration:
             raise unknown("dtype of this calibration", dtype, self.peak)
         return self.peak[dtype]
 
+    def to_json(self) -> str:
+        """Return the text of the file."""
+        return json.dumps(asdict(self), indent=1) + "\n"
+
     def save(self, path: "str | Path") -> None:
         """Write the calibration; the file is the old one or the whole new one at every moment."""
-        target = Path(path).resolve()
-        descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                json.dump(asdict(self), file, indent=1)
-                file.write("\n")
-            os.chmod(temporary, 0o644)  # mkstemp's files are for their owner alone
-            os.replace(temporary, target)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
+        write_whole(path, self.to_json())
 
     @classmethod
     def load(cls, path: "str | Path", *, check: bool = True) -> "Calibration":

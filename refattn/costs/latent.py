@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from refattn.arrays import check_count
-from refattn.costs.mechanisms import SOFTMAX_FLOPS, Call, Matrix, Softmax, Work
+from refattn.costs.mechanisms import Call, Matrix, Softmax
 
 if TYPE_CHECKING:
     from refattn.costs.transformer import Transformer
@@ -68,13 +68,13 @@ class Latent(Softmax):
         up = 2 * made * self.kv_rank * m.heads * (self.nope_dim + self.value_dim)
         return up + sum(x.flops(call.tokens) for x in plain)
 
-    def work(self, m: "Transformer", call: Call) -> Work:
-        key, value = self.nope_dim + self.rope_dim, self.value_dim
+    def widths(self, m: "Transformer", call: Call) -> tuple[int, int]:
         if self.is_absorbed(call):
-            key, value = self.kv_rank + self.rope_dim, self.kv_rank
-        seen = self.pairs(m, call)
-        return Work(2 * seen * key, 2 * seen * value, SOFTMAX_FLOPS * seen, 0, seen)
+            return self.kv_rank + self.rope_dim, self.kv_rank
+        return self.nope_dim + self.rope_dim, self.value_dim
+
+    def keys_and_values(self, m: "Transformer", call: Call) -> int:
+        return call.keys * m.heads * (self.nope_dim + self.rope_dim + self.value_dim)
 
     def kept(self, m: "Transformer", tokens: int) -> int:
-        kept = tokens if self.window is None else min(tokens, self.window)
-        return kept * (self.kv_rank + self.rope_dim)
+        return self.cached(tokens) * (self.kv_rank + self.rope_dim)

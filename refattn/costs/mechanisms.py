@@ -155,6 +155,18 @@ class Softmax(Mechanism):
     def other_params(self, m: "Transformer") -> int:
         return 2 * m.head_width if m.qk_norm else 0
 
+    def widths(self, m: "Transformer", call: Call) -> tuple[int, int]:
+        """Return the widths of a query and of a value of a head, as the call computes them."""
+        return m.head_width, m.value_width
+
+    def keys_and_values(self, m: "Transformer", call: Call) -> int:
+        """Return the numbers of all keys and values of a sequence."""
+        return call.keys * m.kv * (m.head_width + m.value_width)
+
+    def cached(self, tokens: int) -> int:
+        """Return how many of the tokens are kept."""
+        return tokens if self.window is None else min(tokens, self.window)
+
     def visible(self, call: Call) -> Mask | None:
         """Return the mask of a call."""
         parts: list[Any] = [self.mask, call.mask]
@@ -175,12 +187,11 @@ class Softmax(Mechanism):
         return pairs(mask, call.new, call.keys) * (all_heads // patterns)
 
     def work(self, m: "Transformer", call: Call) -> Work:
-        seen = self.pairs(m, call)
-        return Work(2 * seen * m.head_width, 2 * seen * m.value_width, SOFTMAX_FLOPS * seen, 0, seen)
+        seen, (d, dv) = self.pairs(m, call), self.widths(m, call)
+        return Work(2 * seen * d, 2 * seen * dv, SOFTMAX_FLOPS * seen, 0, seen)
 
     def kept(self, m: "Transformer", tokens: int) -> int:
-        kept = tokens if self.window is None else min(tokens, self.window)
-        return kept * m.kv * (m.head_width + m.value_width)
+        return self.cached(tokens) * m.kv * (m.head_width + m.value_width)
 
 
 @dataclass(frozen=True)

@@ -110,7 +110,8 @@ def _mixing(m: "Transformer", mechanism: Mechanism, call: Call, layers: int) -> 
                 mechanism.name, flops, work.exps, moved,
             )
         ]  # fmt: skip
-    d, dv, heads = m.head_width, m.value_width, call.batch * m.heads
+    (d, dv), heads = mechanism.widths(m, call), call.batch * m.heads
+    keys = mechanism.cached(call.keys) if call.new == 1 else call.keys
     form = "decode" if call.new == 1 else "window" if mechanism.window or mechanism.mask or call.mask else None
     form = form or ("causal" if call.causal else "full")
     mask = mechanism.visible(call)
@@ -118,10 +119,11 @@ def _mixing(m: "Transformer", mechanism: Mechanism, call: Call, layers: int) -> 
     if call.keys <= TILED:
         patterns = 1 if mask is None else math.prod(mask.lead)
         tiled = tile_pairs(mask, call.new, call.keys, 64, 128) * (heads // patterns)
-    moved = call.batch * (call.new * m.heads * (d + dv) + call.keys * m.kv * (d + dv))
+    read = mechanism.kept(m, keys) if call.new == 1 else mechanism.keys_and_values(m, call)
+    moved = call.tokens * m.heads * (d + dv) + call.batch * read
     found = [
         Step(
-            "attention", "attention", layers, call.new, d, heads, call.keys, tiled, form, flops,
+            "attention", "attention", layers, call.new, d, heads, keys, tiled, form, flops,
             work.exps, moved, dv,
         )
     ]  # fmt: skip

@@ -1,6 +1,7 @@
-"""Read a model's folder. Whatever is wrong with a file, one error says so and names it."""
+"""Read a model's folder: whatever is wrong with a file, one error names it. Write a file whole, or not at all."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,46 @@ def count(path: Path, config: dict[str, Any], key: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{path}: {key} is {value!r}; wanted an integer of at least 1")
     return value
+
+
+def write_whole(path: "str | Path", content: str | bytes) -> None:
+    """Write a file beside `path` and move it there: an interruption leaves the old file as it was.
+
+    Parameters
+    ----------
+    path : str or Path
+        A link stays a link, to the new file; something like /dev/null is written to, not replaced.
+    content : str or bytes
+        Text is written as UTF-8.
+    """
+    data, target = content.encode() if isinstance(content, str) else content, target_of(path)
+    if special(target):
+        target.write_bytes(data)
+        return
+    temporary = temporary_beside(target)
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def target_of(path: "str | Path") -> Path:
+    """Return what a path points to in the end."""
+    return Path(path).resolve()
+
+
+def temporary_beside(target: Path) -> Path:
+    """Return a name in the same folder that is this process's own."""
+    return target.with_name(f".{target.name}.{os.getpid()}.tmp")
+
+
+def special(target: Path) -> bool:
+    """Say whether the path is something like /dev/null, which must not be replaced by a file."""
+    return target.exists() and not target.is_file()
 
 
 class Tensors:

@@ -5,7 +5,7 @@ import itertools
 from refattn.costs.calibration import Calibration
 from refattn.costs.measuring import identity
 
-FLOP = 1e-9  # seconds of a multiply-add in products
+FLOP = 2e-11  # seconds of a multiply-add in products
 PAIR = {"numpy": 4e-9, "numba": 1e-9}  # of a pair at width 64
 TOKEN = 1e-6  # of a token and head in a mixer
 NUMBER = 1e-9
