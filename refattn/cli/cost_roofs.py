@@ -46,7 +46,9 @@ def roofs(asked: Asked) -> Section:
     rows: dict[str, tuple[Cell, ...]] = dict(times(asked))
     name, least = bound(asked)
     rows["at least"] = (None, None, least)
-    notes = [f"Bound by {name}: however well everything overlaps, so much work takes no less."]
+    notes = [f"Bound by {name}: however well everything overlaps, these operations and bytes take no less."]
+    if name == BANDWIDTH:
+        notes.append("Larger tiles and fused steps move fewer bytes.")
     if EXPONENTIALS not in rows:
         notes.append("Its rate of exponentials is not known: they bound nothing here.")
     if asked.phase == "train":
