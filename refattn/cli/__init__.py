@@ -83,13 +83,17 @@ def _parser() -> argparse.ArgumentParser:
         calibrate,
         check,
         compare,
+        cost,
         embed,
         generate,
         infer,
+        profile,
         show_mask,
         vectors,
     )
 
+    about_kernels = (check, infer, audit, vectors, compare, backends, show_mask)
+    about_costs = (cost, profile, calibrate, advise)
     parser = argparse.ArgumentParser(
         prog="refattn",
         description="Attention mechanisms, defined in readable NumPy, and the fast backends that are held against it.",
@@ -97,9 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"refattn {__version__}")
     parser.set_defaults(run=lambda _: print(parser.format_help(), end=""))
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    for command in (
-        check, infer, audit, vectors, compare, backends, show_mask, calibrate, advise, embed, generate,
-    ):  # fmt: skip
+    for command in (*about_kernels, *about_costs, embed, generate):
         about = f"{command.HELP[0].upper()}{command.HELP[1:]}."
         subparser = commands.add_parser(command.NAME, help=command.HELP, description=about)
         command.add_arguments(subparser)

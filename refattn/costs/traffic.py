@@ -56,7 +56,7 @@ def bytes_moved(
         raise ValueError(f"bytes_moved: algorithm is {algorithm!r}; wanted one of {', '.join(ALGORITHMS)}")
     call = m.call(batch, 1 if phase == "decode" else seq, seq - 1 if phase == "decode" else 0, causal)
     found = dict.fromkeys(("weights", "q", "k", "v", "o", "scores", "state", "stream"), 0)
-    found["weights"] = m.active_params() - (0 if m.tied and m.logits else m.vocab * m.d_model)  # a lookup: few rows
+    found["weights"] = _weights(m, call.tokens)
     for layer, mechanism in enumerate(m.mechanism):
         for part, n in _mixing(m, mechanism, call, algorithm).items():
             found[part] += n
@@ -66,6 +66,16 @@ def bytes_moved(
     size = itemsize(dtype) * (3 if phase == "train" else 1)
     found = {part: int(n * size) for part, n in found.items()}
     return found | {"total": sum(found.values())}
+
+
+def _weights(m: "Transformer", tokens: int) -> int:
+    """Return the parameters that a pass reads: of experts as many as so many tokens visit at most, each once."""
+    read = m.active_params() - (0 if m.tied and m.logits else m.vocab * m.d_model)  # a lookup: few rows
+    if m.experts is not None:
+        visited = min(m.experts.count, m.experts.active * tokens) - m.experts.active
+        one = [sum(x.params for x in mechanism.feed(m, m.experts.ffn)) for mechanism in m.mechanism]
+        read += sum(visited * n for layer, n in enumerate(one) if m.has_experts(layer))
+    return read
 
 
 def _mixing(m: "Transformer", mechanism: "Mechanism", call: "Call", algorithm: str) -> dict[str, int]:

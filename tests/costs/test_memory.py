@@ -75,6 +75,13 @@ class TestMoved:
         causal = GQA.bytes_moved(1, 1024, "prefill", "flash", "float32")
         assert dense["k"] / 2 < causal["k"] < dense["k"]
 
+    def test_many_tokens_read_all_experts(self):
+        e = costs.Experts(count=8, active=2, ffn=16)
+        m = costs.Transformer(layers=2, d_model=32, heads=4, experts=e)
+        read = [m.bytes_moved(1, seq, dtype="float32")["weights"] // 4 for seq in (1, 3, 4, 100)]
+        assert read[0] == m.active_params() and read[2] == read[3] == m.params()
+        assert read[2] - read[1] == 2 * 2 * 2 * 32 * 16
+
     def test_training_moves_three_times_as_much(self):
         once, thrice = (GQA.bytes_moved(1, 64, phase)["total"] for phase in ("prefill", "train"))
         assert thrice == 3 * once
