@@ -39,7 +39,8 @@ def test_peak_is_what_tracemalloc_sees(backend, dtype, batch, H, Hk, T, D, Dv, c
     measured = peak(lambda: refattn.attention(q, k, v, mask=mask, backend=backend))
     m = costs.Transformer(layers=1, d_model=H * D, heads=H, kv_heads=Hk, head_dim=D, v_head_dim=Dv)
     counted = m.peak_attention_bytes(batch, T, dtype, backend, causal)
-    assert measured == pytest.approx(counted, rel=0.01, abs=100_000 if backend == "numba" else 0)
+    idle = 0 if backend == "numpy" else 2 * 8 * 64 * (D + Dv + 132)  # threads that were not at work at the same time
+    assert counted * 0.99 - idle <= measured <= counted * 1.01 + (0 if backend == "numpy" else 20_000)
 
 
 def test_numpy_holds_five_matrices_and_numba_none():
