@@ -1,4 +1,4 @@
-"""The script that holds predictions against measurements, on few cells: what it makes of them, not how quick they are."""
+"""Predictions held against measurements, on few cells: what it makes of them, not how fast they are."""
 
 import subprocess
 import sys
