@@ -91,11 +91,15 @@ VIOLATIONS = {  # contract -> (file, line to add): each must break that contract
         ("refattn/masks/picture.py", "def later():\n    from refattn.dense.attention import attention"),
         ("refattn/dense/alibi.py", "import refattn.testing.cases"),
         ("refattn/models/__init__.py", "import refattn.testing"),
+        ("refattn/models/files.py", "import refattn.costs"),
+        ("refattn/costs/units.py", "def later():\n    import refattn.watch.clock"),
+        ("refattn/watch/clock.py", "import refattn.testing"),
         ("refattn/testing/cases.py", "import refattn.cli"),
     ],
     "judge": [
         ("backends/refattn_numba/__init__.py", "from refattn.dense.attention import attention as theirs"),
         ("backends/refattn_numba/__init__.py", "from refattn import Unsupported"),
+        ("backends/refattn_numba/attention.py", "import refattn.costs"),
     ],
 }
 
