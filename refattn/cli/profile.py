@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     table, bar = console.consoles(table_to_stderr=files.STDOUT in outputs.values())
     _check_numbers(args)
     weights, m, causal = _model(args)
-    layers = _layers(args, m, causal)
+    layers = _layers(args, m, causal, drawn=weights is None)
     files.check_writable(outputs)
     calibration = None if args.calibration is None else costs.Calibration.load(args.calibration)
 
@@ -147,7 +147,7 @@ def _sizes(name: str) -> costs.Transformer:
     return costs.preset(name)
 
 
-def _layers(args: argparse.Namespace, m: costs.Transformer, causal: bool) -> int:
+def _layers(args: argparse.Namespace, m: costs.Transformer, causal: bool, drawn: bool) -> int:
     """Return how many layers run; ValueError where they cannot, or do not fit into memory."""
     if args.layers is not None and args.layers > m.layers:
         raise ValueError(f"profile: --layers is {args.layers}; the model has {m.layers}")
@@ -156,7 +156,9 @@ def _layers(args: argparse.Namespace, m: costs.Transformer, causal: bool) -> int
         raise ValueError(
             f"profile: {m.name or args.model} has experts, which are counted but not run; see refattn cost"
         )
-    layers = args.layers or needs.fitting(m, args.batch, args.seq, args.phase, args.backend, args.seconds / 8)
+    layers = args.layers or m.layers
+    if drawn and args.layers is None:
+        layers = needs.fitting(m, args.batch, args.seq, args.phase, args.backend, args.seconds / 8)
     part, free = needs.first_layers(m, layers), machine.free_memory()
     needs.check(part, causal, args.batch, args.seq, args.phase, args.backend)
     needed = needs.weight_bytes(part, args.phase) + needs.needed_bytes(

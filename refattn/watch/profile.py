@@ -90,7 +90,7 @@ class Profile:
 
     @property
     def whole(self) -> float | None:
-        """Seconds of all layers, predicted from those that ran; None where some did not, and they differ in mechanism."""
+        """Seconds of all layers, predicted from those that ran; None where some are missing and mechanisms differ."""
         scale = scale_of(self.network)
         return None if scale is None else sum(part.seconds * _times(part.component, scale) for part in self.parts)
 
