@@ -6,6 +6,9 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from refattn.costs.calibration import Calibration
+from refattn.costs.hardware import Hardware
+from refattn.costs.prediction import predict
 from refattn.costs.transformer import Transformer
 from refattn.dispatch import REFERENCE
 
@@ -27,6 +30,31 @@ class Counted(NamedTuple):
     """Bytes that one call of attention allocates at most; of a prefill."""
     seconds: float | None
     """Predicted."""
+
+
+def predictor(given: Any, model: Transformer | None, backend: str, dtype: str, causal: bool) -> Predicted | None:
+    """Return the function that predicts, from what `Monitor` takes.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For what predicts nothing; for a machine without a model.
+    LookupError
+        For what the machine has no rate or time of.
+    """
+    if isinstance(given, Calibration | Hardware):
+        if model is None:
+            raise ValueError("monitor: a prediction from a machine needs a model; give Monitor one, or a function")
+
+        def predicted(phase: str, batch: int, seq: int) -> float:
+            call: dict[str, Any] = {"batch": batch, "seq": seq, "phase": phase, "causal": causal}
+            return predict(model, on=given, backend=backend, dtype=dtype, **call).seconds
+
+        predicted("prefill", 1, 1)
+        return predicted
+    if given is not None and not callable(given):
+        raise TypeError(f"monitor: predicted is {type(given).__name__}; wanted a function, Calibration or Hardware")
+    return given
 
 
 class Counts:

@@ -1,6 +1,7 @@
 """The metrics themselves: what calls leave behind is added up here, and handed to prometheus_client when it asks.
 
-A call appends a record to a queue, and adds up what the queue holds if nobody else is at it: no call waits for another.
+A call that is over joins a queue; when it is long enough, the call adds up what it holds, unless another is at it, so
+that no call waits for another.
 FLOPs, bytes and predictions follow from the lengths, so calls only tally lengths; they are counted when somebody reads.
 """
 
@@ -8,7 +9,7 @@ import threading
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from refattn.watch.counts import KEPT, Counts
@@ -17,12 +18,17 @@ from refattn.watch.labels import COMPONENTS
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry, Metric
 
+    from refattn.watch.spans import Call
+
 SECONDS = tuple(digit * 10.0**power for power in range(-5, 2) for digit in (1, 2.5, 5))[:-1]
 LENGTHS = tuple(2**n for n in range(18))
 NANOSECONDS = tuple(round(x * 1e9) for x in SECONDS)
 
 DECAY = 1 - 1 / 64
 """Weight of a call in the two ratios, for each call after it that an earlier reading did not show."""
+
+TOGETHER = 32
+"""Calls that are added up at a time: the code that does so is then in the processor's caches but for the first."""
 
 ATTENTION = COMPONENTS.index("attention")
 LABELS = ("phase", "backend", "mechanism")
@@ -38,21 +44,6 @@ FAMILIES = {  # name -> kind, labels, help
     "refattn_predicted_seconds_ratio": ("gauge", LABELS, "Measured over predicted seconds of the latest calls."),
     "refattn": ("info", (), "Who computes what."),
 }
-
-
-class Record(NamedTuple):
-    """What a call leaves behind."""
-
-    series: "Series"
-    times: list[int]
-    """Nanoseconds by component."""
-    rest: int
-    """The component that is observed even where it took no time."""
-    counts: Counts
-    batch: int
-    seq: int
-    """0: not known."""
-    failed: bool
 
 
 class Histogram:
@@ -110,7 +101,7 @@ class Series:
         self.tally: dict[tuple[Counts, int, int], list[int]] = {}
         """(counts, batch, seq) -> calls and nanoseconds that are not counted yet."""
 
-    def add(self, record: Record) -> None:
+    def add(self, record: "Call") -> None:
         """Add up a call."""
         whole = 0
         for component, time in enumerate(record.times):
@@ -151,7 +142,7 @@ class Metrics:
     """The collector of a registry, shared by all monitors on it."""
 
     def __init__(self) -> None:
-        self._pending: deque[Record] = deque()
+        self._pending: deque[Call] = deque()
         self._lock = threading.Lock()
         self._reading = threading.Lock()
         self._series: dict[tuple[str, str, str], Series] = {}
@@ -168,10 +159,10 @@ class Metrics:
         with self._lock:
             self._caches[labels] = self._caches.get(labels, 0) + size
 
-    def record(self, record: Record) -> None:
-        """Take what a call left behind."""
+    def record(self, record: "Call") -> None:
+        """Take a call that is over."""
         self._pending.append(record)
-        if self._lock.acquire(blocking=False):
+        if len(self._pending) >= TOGETHER and self._lock.acquire(blocking=False):
             try:
                 self._add_up()
             finally:

@@ -13,12 +13,14 @@ from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from refattn.arrays import check_count
+from refattn.costs.calibration import Calibration
+from refattn.costs.hardware import Hardware
 from refattn.costs.machine import need
 from refattn.costs.memory import itemsize
 from refattn.costs.names import unknown
 from refattn.costs.transformer import Transformer
 from refattn.dispatch import REFERENCE
-from refattn.watch.counts import Counts, Predicted
+from refattn.watch.counts import Counts, Predicted, predictor
 from refattn.watch.labels import COMPONENTS, PHASES, backend_label, mechanism_label, one_of
 from refattn.watch.metrics import metrics_of
 from refattn.watch.spans import Call, Part, running
@@ -48,8 +50,9 @@ class Monitor:
         As `Transformer` takes it; by default the model's, "mixed" if its layers differ, "softmax" without a model.
     registry : prometheus_client.CollectorRegistry, optional
         That of prometheus_client unless given.
-    predicted : function, optional
-        (phase, batch, seq) -> seconds of a call, which the measured ones are compared with.
+    predicted : function, Calibration or Hardware, optional
+        What measured times are compared with: (phase, batch, seq) -> seconds of a call, or where `costs.predict` shall
+        predict them for the model.
     dtype : str
         Of the model's numbers, for bytes.
     causal : bool
@@ -58,7 +61,7 @@ class Monitor:
     Raises
     ------
     LookupError
-        For a backend, a mechanism or a dtype that is not known: the nearest names are offered.
+        For a backend, a mechanism or a dtype that is not known, here or in the calibration.
     TypeError, ValueError
         For a model or a prediction that is none, or a registry in which others have these names.
     ImportError
@@ -85,7 +88,7 @@ class Monitor:
         backend: str = REFERENCE,
         mechanism: Any = None,
         registry: "CollectorRegistry | None" = None,
-        predicted: Predicted | None = None,
+        predicted: Predicted | Calibration | Hardware | None = None,
         dtype: str = "float32",
         causal: bool = True,
     ) -> None:
@@ -94,12 +97,10 @@ class Monitor:
 
         if model is not None and not isinstance(model, Transformer):
             raise TypeError(f"monitor: model is {type(model).__name__}; wanted a refattn.costs.Transformer")
-        if predicted is not None and not callable(predicted):
-            raise TypeError(f"monitor: predicted is {type(predicted).__name__}; wanted a function to seconds")
         itemsize(dtype)
         labels = backend_label(backend), mechanism_label(mechanism, model)
         self._labels, self._dtype = labels, dtype
-        self.counts = Counts(model, backend, dtype, causal, predicted)
+        self.counts = Counts(model, backend, dtype, causal, predictor(predicted, model, backend, dtype, causal))
         self.registry = REGISTRY if registry is None else registry
         self.metrics = metrics_of(self.registry)
         self._series = {phase: self.metrics.series(phase, *labels) for phase in PHASES}
@@ -137,7 +138,7 @@ class Monitor:
             check_count("monitor", "seq", seq)
         if type(batch) is not int or batch < 1:
             check_count("monitor", "batch", batch)
-        return Call(self, series, number, int(seq or 0), int(batch))
+        return Call(self, series, self.counts, number, int(seq or 0), int(batch))
 
     def part(self, component: str) -> Part:
         """Return a context manager that measures a part of the running call; outside of calls, nothing.
@@ -223,7 +224,10 @@ class Monitor:
             try:
                 return f(*args, **kwargs)
             finally:
-                call.book(number, before, perf_counter_ns() - start)
+                own = perf_counter_ns() - start - (call.booked - before)  # what is inside is booked already
+                if own > 0:
+                    call.times[number] += own
+                    call.booked += own
 
         return measured
 

@@ -10,12 +10,14 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from refattn.arrays import check_count
+from refattn.costs.calibration import Calibration
+from refattn.costs.hardware import Hardware
 from refattn.dispatch import REFERENCE, Unsupported, load
 from refattn.models.gpt import GPT
 from refattn.models.minilm import MiniLM
 from refattn.watch.counts import Predicted
 from refattn.watch.monitor import Monitor
-from refattn.watch.networks import WatchedGPT, WatchedMiniLM, gpt_costs, minilm_costs
+from refattn.watch.watched import WatchedGPT, WatchedMiniLM, gpt_costs, minilm_costs
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -43,8 +45,8 @@ class Service:
         Where to listen; port 0 takes a free one.
     registry : prometheus_client.CollectorRegistry, optional
         A new one unless given.
-    predicted : function, optional
-        Seconds of a pass of the GPT, as `Monitor` takes it.
+    predicted : function, Calibration or Hardware, optional
+        The time of a pass of the GPT, as `Monitor` takes it.
     all_parts : bool
         As for `WatchedGPT`.
 
@@ -73,7 +75,7 @@ class Service:
         host: str = "127.0.0.1",
         port: int = 0,
         registry: "CollectorRegistry | None" = None,
-        predicted: Predicted | None = None,
+        predicted: Predicted | Calibration | Hardware | None = None,
         all_parts: bool = False,
     ) -> None:
         gpt = GPT.bundled() if gpt is None else gpt
@@ -172,11 +174,9 @@ def _listen(host: str, port: int, service: Service) -> ThreadingHTTPServer:
 
     Handler.service = service
     try:
-        server = ThreadingHTTPServer((host, port), Handler)
+        return ThreadingHTTPServer((host, port), Handler)
     except OSError as error:
         raise OSError(f"cannot listen on {host}, port {port}: {error.strerror}") from error
-    server.daemon_threads = True
-    return server
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -1,4 +1,8 @@
-"""What is being measured in this thread or task: a call, and the parts of it."""
+"""What is being measured in this thread or task: a call, and the parts of it.
+
+Beside the work of a call its measurement is cold code, whose cost is the memory that it touches: hence few objects and
+few functions here, and no adding up before several calls are over.
+"""
 
 from contextvars import ContextVar, Token
 from time import perf_counter_ns
@@ -6,41 +10,49 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from refattn.watch.labels import COMPONENTS
-from refattn.watch.metrics import Record, Series
 
 if TYPE_CHECKING:
+    from refattn.watch.counts import Counts
+    from refattn.watch.metrics import Series
     from refattn.watch.monitor import Monitor
 
 running: ContextVar["Call | None"] = ContextVar("refattn_monitor", default=None)
 
+NOTHING = [0] * len(COMPONENTS)
+
 
 class Call:
-    """One pass that is being measured; see `Monitor.call`."""
+    """One pass that is being measured, and afterwards the record of it; see `Monitor.call`."""
 
     __slots__ = (
-        "_around",
-        "_batch",
-        "_before",
-        "_rest",
-        "_seq",
-        "_series",
-        "_start",
-        "_token",
-        "booked",
-        "monitor",
-        "times",
-    )
+        "_around", "_before", "_start", "_token",
+        "batch", "booked", "counts", "failed", "monitor", "rest", "seq", "series", "times",
+    )  # fmt: skip
 
     monitor: "Monitor | None"
     """None once it is over: what a task left behind measures then is no longer part of it."""
+    rest: int
+    """The component that has the time outside all parts, and is observed even if that is none."""
+    seq: int
+    """0: not known."""
+    times: list[int]
+    """Nanoseconds by component."""
     booked: int
     """Nanoseconds that are in parts already."""
-    _token: Token["Call | None"]
+    _around: "Call | None"
+    _token: Token["Call | None"] | None
 
-    def __init__(self, monitor: "Monitor", series: Series, rest: int, seq: int, batch: int) -> None:
-        self.monitor, self._series, self._rest, self._seq, self._batch = monitor, series, rest, seq, batch
+    def __init__(self, monitor: "Monitor", series: "Series", counts: "Counts", rest: int, seq: int, batch: int) -> None:
+        self.monitor, self.series, self.counts, self.rest, self.seq, self.batch = (
+            monitor,
+            series,
+            counts,
+            rest,
+            seq,
+            batch,
+        )
         self.booked = 0
-        self.times = [0] * len(COMPONENTS)
+        self.times = NOTHING.copy()
 
     def __enter__(self) -> "Call":
         self._around = around = running.get()
@@ -53,23 +65,17 @@ class Call:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         elapsed = perf_counter_ns() - self._start
+        assert self._token is not None and self.monitor is not None
         running.reset(self._token)
-        if self._around is not None:
-            self._around.booked = max(self._around.booked, self._before + elapsed)
-        monitor, self.monitor = self.monitor, None
-        assert monitor is not None
-        self.times[self._rest] += max(0, elapsed - self.booked)
-        failed = kind is not None
-        monitor.metrics.record(
-            Record(self._series, self.times, self._rest, monitor.counts, self._batch, self._seq, failed)
-        )
-
-    def book(self, component: int, before: int, elapsed: int) -> None:
-        """Give a component the time of a part, less what was booked since it began."""
-        own = elapsed - (self.booked - before)
-        if own > 0:
-            self.times[component] += own
-            self.booked += own
+        around = self._around
+        if around is not None:
+            around.booked = max(around.booked, self._before + elapsed)
+        if elapsed > self.booked:
+            self.times[self.rest] += elapsed - self.booked
+        self.failed = kind is not None
+        metrics = self.monitor.metrics
+        self.monitor = self._around = self._token = None
+        metrics.record(self)
 
 
 class Part:
@@ -89,5 +95,9 @@ class Part:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._call is not None:
-            self._call.book(self._component, self._before, perf_counter_ns() - self._start)
+        call = self._call
+        if call is not None:
+            own = perf_counter_ns() - self._start - (call.booked - self._before)  # what is inside is booked already
+            if own > 0:
+                call.times[self._component] += own
+                call.booked += own

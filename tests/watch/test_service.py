@@ -13,13 +13,14 @@ from urllib.request import Request, urlopen
 
 import numpy as np
 import pytest
+from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 import refattn
 from refattn import dispatch
 from refattn.models.gpt import GPT
 from refattn.models.minilm import MiniLM
-from refattn.watch import labels, networks
+from refattn.watch import labels, watched
 from refattn.watch.monitor import Monitor
 from refattn.watch.service import Service
 
@@ -103,7 +104,7 @@ def test_requests_at_once_are_each_counted(service):
     assert found["refattn_sequence_length_count", "prefill"] == 24
     assert found["refattn_sequence_length_count", "decode"] == steps
     assert found["refattn_sequence_length_sum", "prefill"] == sum(len(one["prompt"]) for one in asked)
-    model = networks.gpt_costs(GPT.bundled())
+    model = watched.gpt_costs(GPT.bundled())
     flops = sum(model.forward_flops(1, len(one["prompt"]))["total"] for one in asked)
     assert found["refattn_flops_total", "prefill"] == flops
     spent = sum(value for key, value in found.items() if key[0] == "refattn_component_seconds_sum")
@@ -153,7 +154,7 @@ def test_embeddings_are_those_of_the_minilm(tiny):
         assert found["refattn_component_seconds_count", "prefill", component] == times
     longest = max(len(minilm.tokenizer.encode(text)) for text in texts)
     longest = min(longest, minilm.max_tokens)
-    flops = networks.minilm_costs(minilm).forward_flops(3, longest, causal=False)["total"]
+    flops = watched.minilm_costs(minilm).forward_flops(3, longest, causal=False)["total"]
     assert found["refattn_flops_total", "prefill"] == flops
 
 
@@ -242,21 +243,19 @@ def test_rebound_functions():
     def f(x):
         return [abs(y) for y in x]
 
-    changed = networks.rebound(f, abs=lambda y: -y)
+    changed = watched.rebound(f, abs=lambda y: -y)
     assert (changed([1, -2]), f([1, -2])) == ([-1, 2], [1, 2])
     with pytest.raises(LookupError, match="f does not use sin"):
-        networks.rebound(f, sin=abs)
+        watched.rebound(f, sin=abs)
     with pytest.raises(TypeError, match="wanted a Python function"):
-        networks.rebound(abs)
+        watched.rebound(abs)
 
 
-def test_what_is_computed_stays_bit_for_bit(tiny):
-    from prometheus_client import CollectorRegistry
-
+def test_what_is_computed_stays_bit_for_bit():
     gpt, registry = GPT.bundled(), CollectorRegistry()
     tokens = gpt.encode("def attention(q, k, v):")
     for all_parts in (False, True):
-        watched = networks.WatchedGPT(gpt, Monitor(networks.gpt_costs(gpt), registry=registry), all_parts)
-        np.testing.assert_array_equal(watched.logits(tokens), gpt.logits(tokens))
-        np.testing.assert_array_equal(watched.logits(tokens, backend="numba"), gpt.logits(tokens, backend="numba"))
-    assert watched.logits(tokens[:0]).shape == (0, len(gpt.config.vocabulary))
+        same = watched.WatchedGPT(gpt, Monitor(watched.gpt_costs(gpt), registry=registry), all_parts)
+        np.testing.assert_array_equal(same.logits(tokens), gpt.logits(tokens))
+        np.testing.assert_array_equal(same.logits(tokens, backend="numba"), gpt.logits(tokens, backend="numba"))
+    assert same.logits(tokens[:0]).shape == (0, len(gpt.config.vocabulary))

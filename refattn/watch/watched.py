@@ -4,6 +4,7 @@ from collections.abc import Callable
 from types import CodeType, FunctionType
 from typing import Any, TypeVar
 
+import numpy as np
 from numpy.typing import NDArray
 
 from refattn.arrays import Array
@@ -90,6 +91,8 @@ def minilm_costs(minilm: MiniLM) -> Transformer:
 class WatchedGPT(GPT):
     """A `GPT` whose passes are measured: a prefill, then steps of decoding.
 
+    Several tokens onto a cache are counted as a prefill of all that it then holds.
+
     Parameters
     ----------
     gpt : GPT
@@ -136,8 +139,7 @@ class WatchedGPT(GPT):
 
     def logits(self, tokens: Tokens, *, cache: list[Any] | None = None, backend: str | None = None) -> Array:
         """Return what `GPT.logits` does."""
-        tokens = self.checked("logits", tokens)
-        if not tokens.size:
+        if not isinstance(tokens, np.ndarray) or not tokens.size or not tokens.ndim:
             return super().logits(tokens, cache=cache, backend=backend)
         past = 0 if not cache or cache[0] is None else len(cache[0])
         batch, new = tokens.size // tokens.shape[-1], tokens.shape[-1]
