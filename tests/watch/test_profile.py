@@ -42,15 +42,15 @@ def no_work(monkeypatch):
 class TestClock:
     def test_time_goes_where_it_is_spent(self):
         def slow(x):
-            time.sleep(0.02)
+            time.sleep(0.05)
             return x
 
         clock = Clock()
         inside(clock, "ffn")(slow, 1)
         clock(slow, 1)
         inside(clock, "mixing")(linear, np.ones((1, 2)), np.ones((2, 2)))
-        assert 0.02 <= clock.seconds["ffn"] < 0.2 and 0.02 <= clock.seconds["other"] < 0.2
-        assert clock.seconds["projection"] < 0.02
+        assert 0.05 <= clock.seconds["ffn"] < 2 and 0.05 <= clock.seconds["other"] < 2
+        assert 0 < clock.seconds["projection"] < 0.05
         assert dict(clock.calls) == {"ffn": 1, "other": 1, "projection": 1}
         assert clock.bytes["projection"] == 8 * (2 + 4 + 2)
 
@@ -60,7 +60,7 @@ class TestClock:
         right = layers.linear_vjp
 
         def slow(*args):
-            time.sleep(0.02)
+            time.sleep(0.05)
             return right(*args)
 
         monkeypatch.setattr(layers, "linear_vjp", slow)
@@ -71,7 +71,7 @@ class TestClock:
         z = inside(tape, "norm")(add, y, y)
         gradient = tape.gradients(z, np.ones_like(z))
         np.testing.assert_array_equal(gradient(x), [[4.0, 4.0]])
-        assert clock.backward["ffn"] >= 0.02 > clock.backward["norm"] > 0
+        assert clock.backward["ffn"] >= 0.05 > clock.backward["norm"] > 0
 
 
 class TestProfile:
@@ -80,7 +80,8 @@ class TestProfile:
         net = network(d_model=128, ffn=512)
         single = quick(net, phase=phase, seq=128, rounds=1)
         assert sum(part.seconds for part in single.parts) == pytest.approx(single.clocked)
-        assert single.part("other").share < 0.9  # what no component owns is not the most
+        again = [quick(net, phase=phase, seq=128, rounds=1) for _ in range(5)]
+        assert min(one.part("other").share for one in again) < 0.9  # what no component owns is not the most
         found = quick(net, phase=phase, seq=128, rounds=5)
         assert sum(part.share for part in found.parts) == pytest.approx(1)
         assert 0 < found.low <= found.seconds <= found.high
@@ -149,12 +150,12 @@ class TestProfile:
         from refattn.dense.attention import attention
 
         def slow(q, k, v, **options):
-            time.sleep(0.01)
+            time.sleep(0.03)
             return attention(q, k, v, **options, backend="numpy")
 
         dispatch.register("slow", SimpleNamespace(attention=slow))
         found = quick(network(positions=40, layers=3), backend="slow", seq=8)
-        assert found.part("attention").seconds >= 0.03
+        assert found.part("attention").seconds >= 0.09
         assert max(found.parts, key=lambda part: part.share).component == "attention"
         assert found.attention_share[0] > 0.5
         assert found.verdict.startswith("attention is ") and "not the bottleneck" not in found.verdict
@@ -197,11 +198,11 @@ class TestVerdict:
 
     def test_layers_that_did_not_run_count(self):
         m = Transformer(layers=10, d_model=32, heads=4, vocab=4000)
-        few = quick(Network.random(m, layers=1))
+        few = quick(Network.random(m, layers=1), rounds=1)
         once = few.part("head").seconds + few.part("embedding").seconds
         rest = sum(part.seconds for part in few.parts) - once
         assert few.whole == pytest.approx(once + 10 * rest)
-        assert few.part("head").share == pytest.approx(few.part("head").seconds / few.whole, rel=0.3)
+        assert few.part("head").share == pytest.approx(few.part("head").seconds / few.whole)
         assert "predicted for all layers" in few.verdict
 
     def test_layers_that_differ_are_not_scaled(self):
