@@ -85,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
         compare,
         cost,
         embed,
+        export_metrics,
         generate,
         infer,
         profile,
@@ -93,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     about_kernels = (check, infer, audit, vectors, compare, backends, show_mask)
-    about_costs = (cost, profile, calibrate, advise)
+    about_costs = (cost, profile, calibrate, advise, export_metrics)
     parser = argparse.ArgumentParser(
         prog="refattn",
         description="Attention mechanisms, defined in readable NumPy, and the fast backends that are held against it.",
