@@ -61,7 +61,7 @@ def verdict(
         text = f"Unstable: {rate:g} requests/s are asked and {most}; the queue grows without end."
         return (False if promised else None), text + _highest(highest)
     if not promised:
-        return None, f"{rate:g} requests/s are {rate / capacity.value:.0%} of what can be served; nothing is promised."
+        return None, f"{rate:g} requests/s: {rate / capacity.value:.0%} of what can be served; nothing is promised."
     states: dict[bool | None, list[str]] = {True: [], None: [], False: []}
     for name, limit in promised.items():
         found = getattr(simulated, name)

@@ -210,9 +210,9 @@ def _no_room(s: Serving, forms: Forms) -> str:
 
 def _assumptions(s: Serving, rejected: float) -> list[str]:
     """Return what the numbers rest on."""
-    slower = "; real engines are slower" if s.efficiency == 1 else ""
+    whole = f"all that {s.on.name} can do is reached; real engines are slower"
     found = [
-        f"{s.efficiency:.0%} of the rates of {s.on.name} is reached{slower}",
+        whole if s.efficiency == 1 else f"{s.efficiency:.0%} of what {s.on.name} can do is reached",
         f"{s.utilisation:.0%} of memory may be used; activations of a pass are estimated",
         "arrivals are Poisson; prompts and outputs are drawn independently of each other",
         "a request's cache is reserved at its full length when it is admitted; nothing is evicted, no prefix is shared",
