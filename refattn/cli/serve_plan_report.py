@@ -50,20 +50,16 @@ def facts(plan: Plan) -> list[tuple[str, str]]:
     ]
     if not plan.fits:
         return [*found, ("needed", f"{plan.needed} × {s.on.name}, at least (bound)")]
-    mean = (
-        f"{plan.concurrency:,} requests of mean length, {plan.concurrency_p95:,} where both are of p95 ({p95:,} tokens)"
-    )
-    return [*found, ("at once", f"{mean} (bound)")]
+    fitting = f"{plan.concurrency:,} requests of mean length, {plan.concurrency_p95:,} of p95 in both ({p95:,} tokens)"
+    return [*found, ("at once", f"{fitting} fit (bound)")]
 
 
 def _title(plan: Plan) -> str:
+    title = "By the number of requests that run"
     if plan.kind == "bound":
-        return "By the number of requests that run · bounds: times are at least, rates at most"
+        return f"{title} · bounds: times are at least, rates at most"
     low, high = plan.span
-    share = f"{plan.serving.efficiency:.0%} of the rates"
-    return (
-        f"By the number of requests that run · predicted at {share}: times may be {low:.2f} to {high:.2f} times these"
-    )
+    return f"{title} · predicted: times may be {low:.2f} to {high:.2f} times these"
 
 
 def _table(plan: Plan) -> "Table":
