@@ -89,12 +89,13 @@ def _parser() -> argparse.ArgumentParser:
         generate,
         infer,
         profile,
+        serve_plan,
         show_mask,
         vectors,
     )
 
     about_kernels = (check, infer, audit, vectors, compare, backends, show_mask)
-    about_costs = (cost, profile, calibrate, advise, export_metrics)
+    about_costs = (cost, profile, calibrate, advise, serve_plan, export_metrics)
     parser = argparse.ArgumentParser(
         prog="refattn",
         description="Attention mechanisms, defined in readable NumPy, and the fast backends that are held against it.",

@@ -17,8 +17,10 @@ from refattn.costs.mechanisms import GatedSoftmax, Mechanism, Softmax
 from refattn.costs.pairs import pairs, tile_pairs
 from refattn.costs.prediction import Prediction, predict
 from refattn.costs.presets import PRESETS, Preset, preset
+from refattn.costs.promises import Slo
 from refattn.costs.receptance import Rwkv4, Rwkv6, Rwkv7
 from refattn.costs.recurrent import DeltaNet, Gla, Recurrent
+from refattn.costs.serving import Plan, serve_plan
 from refattn.costs.spaces import S4D, Convolution, Mamba, Mamba2
 from refattn.costs.transformer import Transformer
 
@@ -43,12 +45,14 @@ __all__ = [
     "Mechanism",
     "Nystrom",
     "Option",
+    "Plan",
     "Prediction",
     "Preset",
     "Recurrent",
     "Rwkv4",
     "Rwkv6",
     "Rwkv7",
+    "Slo",
     "Softmax",
     "Transformer",
     "advise",
@@ -58,5 +62,6 @@ __all__ = [
     "pairs",
     "predict",
     "preset",
+    "serve_plan",
     "tile_pairs",
 ]
