@@ -1,6 +1,5 @@
 """refattn serve-plan: what it prints and writes, its exit status, and what it refuses before anything is written."""
 
-import argparse
 import csv
 import io
 import json
@@ -8,7 +7,7 @@ import os
 
 import pytest
 
-from refattn.cli import USER_ERRORS, one_line, serve_plan
+from refattn.cli import main
 
 QUICK = ("--requests", "200", "--seeds", "2")
 ASKED = ("--model", "llama-3-8b", "--hw", "h200", "--lengths", "1000", "--output", "100", "--rps", "4", *QUICK)
@@ -21,14 +20,8 @@ def command(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
 
     def run(*words):
-        parser = argparse.ArgumentParser()
-        serve_plan.add_arguments(parser)
-        try:
-            status, error = serve_plan.run(parser.parse_args(words)), ""
-        except USER_ERRORS as caught:
-            status, error = 2, one_line(caught)
-        out, err = capsys.readouterr()
-        return status, out, err + error
+        status = main(["serve-plan", *words])
+        return status, *capsys.readouterr()
 
     return run
 
@@ -143,7 +136,7 @@ def test_a_config_and_lengths_out_of_files(command, tmp_path):
 )
 def test_refused_before_anything_is_written(command, tmp_path, words, message):
     status, out, err = command(*ASKED, *words, "--json", str(tmp_path / "plan.json"))
-    assert (status, out) == (2, "") and message in err
+    assert (status, out) == (2, "") and message in err and err.count("\n") == 1
     assert os.listdir(tmp_path) == []
 
 
