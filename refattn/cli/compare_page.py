@@ -1,47 +1,28 @@
 """The page that `refattn compare --html` writes: one file with its pictures inside, no script, nothing to fetch."""
 
-import base64
-import io
 import math
 from html import escape
 from string import Template
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from refattn.arrays import Array
+from refattn.cli import pages
 from refattn.cli.compare_report import HEADERS, cells, legend
 from refattn.cli.measure import Comparison, Row
 from refattn.cli.problem import Problem
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 MASK_CELLS, MOST_QUERIES, MOST_HEADS, MOST_MASKS = 256, 1024, 64, 4
 
-PAGE = Template("""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>refattn compare</title>
-<style>
-body { font: 16px/1.5 system-ui, sans-serif; color: #1b1f24; background: #fff; max-width: 62rem; margin: 2rem auto;
-  padding: 0 1rem }
-h1 { font-size: 1.5rem; margin-bottom: .2rem } h2 { font-size: 1.1rem; margin-top: 2rem }
-.scroll { overflow-x: auto }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums }
-th, td { padding: .3rem .8rem; text-align: right }
-thead th { border-bottom: 2px solid #1b1f24; vertical-align: bottom; white-space: nowrap }
-tbody tr { border-bottom: 1px solid #d5d9de }
+STYLE = """
+body { max-width: 62rem } th, td { padding: .3rem .8rem; white-space: normal }
+thead th { white-space: nowrap }
 th.name, td.name { text-align: left; font-family: ui-monospace, monospace; white-space: nowrap }
-td.why { text-align: left; color: #57606a } tr.wrong td { color: #b00020; font-weight: bold }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem } dt { font-weight: bold } dd { margin: 0 }
-img { max-width: 100%; height: auto } figure { margin: 1rem 0 }
-</style>
-</head>
-<body>
-<h1>One attention problem, every variant and backend</h1>
+td.why { text-align: left; color: var(--soft) } tr.wrong td { color: var(--wrong); font-weight: bold }
+"""
+
+BODY = Template("""<h1>One attention problem, every variant and backend</h1>
 <p>$source</p>
 <div class="scroll"><table>
 <thead><tr><th class="name">variant</th><th class="name">backend</th>$headers</tr></thead>
@@ -49,32 +30,30 @@ img { max-width: 100%; height: auto } figure { margin: 1rem 0 }
 $rows
 </tbody>
 </table></div>
-<dl>$legend</dl>
+$legend
 <h2>Input and machine</h2>
-<dl>$facts</dl>
+$facts
 <h2>Mask</h2>
 $mask
 <h2>Errors</h2>
 <p>Of each query (across) in each head (down), on one logarithmic scale; white is exact, red is NaN or infinite.</p>
-$errors
-</body>
-</html>
-""")
+$errors""")
 
 
 def html(comparison: Comparison, facts: dict[str, str]) -> str:
     """Return the whole page."""
     maps = [(row, row.errors) for row in comparison.rows if row.errors is not None and row.reason is None]
     low, high = _decades([errors for _, errors in maps])
-    return PAGE.substitute(
+    body = BODY.substitute(
         source=escape(comparison.problem.source),
         headers="".join(f"<th>{escape(header).replace(chr(10), '<br>')}</th>" for header in HEADERS),
         rows="\n".join(_row(comparison, row) for row in comparison.rows),
-        legend=_definitions(legend(comparison)),
-        facts=_definitions(list(facts.items())),
+        legend=pages.definitions(legend(comparison)),
+        facts=pages.definitions(facts.items()),
         mask=_mask(comparison.problem),
         errors="\n".join(_errors(row, errors, low, high) for row, errors in maps) or "<p>Nothing ran.</p>",
     )
+    return pages.whole("refattn compare", body, STYLE)
 
 
 def _row(comparison: Comparison, row: Row) -> str:
@@ -86,10 +65,6 @@ def _row(comparison: Comparison, row: Row) -> str:
     texts = cells(comparison, row)
     texts[0] += " wrong" if comparison.wrong(row) else ""
     return f"<tr{kind}>{names}{''.join(f'<td>{escape(text)}</td>' for text in texts)}</tr>"
-
-
-def _definitions(lines: list[tuple[str, str]]) -> str:
-    return "".join(f"<dt>{escape(label)}</dt><dd>{escape(text)}</dd>" for label, text in lines)
 
 
 def _mask(problem: Problem) -> str:
@@ -109,7 +84,7 @@ def _mask(problem: Problem) -> str:
     notes = ["Dark pairs are visible, white ones hidden"]
     notes += [f"pale squares of {step} × {step} hold both"] if step > 1 else []
     notes += [f"the first {len(shown)} of {len(kinds)} patterns"] if len(kinds) > len(shown) else []
-    return _figure(figure, f"{problem.mask!r}", "; ".join(notes) + ".")
+    return pages.figure(pages.png(figure, f"{problem.mask!r}"), "; ".join(notes) + ".")
 
 
 def _errors(row: Row, errors: Array, low: float, high: float) -> str:
@@ -132,7 +107,7 @@ def _errors(row: Row, errors: Array, low: float, high: float) -> str:
     axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
     figure.colorbar(picture, label="log10(error)", aspect=12)
     note = "" if len(heads) == len(errors) else f", the first {len(heads)} of {len(errors)} heads"
-    return _figure(figure, f"errors of {row.name}", f"{row.name}: at most {row.error:.1e}{note}.")
+    return pages.figure(pages.png(figure, f"errors of {row.name}"), f"{row.name}: at most {row.error:.1e}{note}.")
 
 
 _COLOURS: dict[str, Any] = {"cmap": "Blues", "interpolation": "nearest"}
@@ -146,11 +121,3 @@ def _decades(maps: list[Array]) -> tuple[float, float]:
         return -16.0, 0.0
     low, high = math.floor(math.log10(values.min())), math.ceil(math.log10(values.max()))
     return float(max(low, high - 6)), float(max(high, low + 1))
-
-
-def _figure(figure: "Figure", alt: str, caption: str) -> str:
-    data = io.BytesIO()
-    figure.savefig(data, format="png", dpi=110, metadata={"Software": None})
-    encoded = base64.b64encode(data.getvalue()).decode("ascii")
-    image = f'<img alt="{escape(alt)}" src="data:image/png;base64,{encoded}">'
-    return f"<figure><figcaption>{escape(caption)}</figcaption>{image}</figure>"

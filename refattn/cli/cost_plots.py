@@ -32,12 +32,12 @@ def curves(asked: Asked, name: str, points: list[Point], mark: bool) -> "Figure"
     """Return the picture; `mark` shows where the call itself stands."""
     from matplotlib.figure import Figure
 
-    drawn = [_flops, _shares, _memory] + ([_time] if asked.hw is not None else [])
+    drawn = [flops, shares, memory] + ([times] if asked.hw is not None else [])
     wide = 2 if len(drawn) == 4 else 3
     figure = Figure(figsize=(5 * wide, 4.2 * (len(drawn) // wide) + 0.4), layout="constrained")
     for axes, draw in zip(figure.subplots(len(drawn) // wide, wide).flat, drawn, strict=True):
         draw(axes, asked, [getattr(point, name) for point in points], points)
-        _frame(axes, name, points)
+        frame(axes, name, [getattr(point, name) for point in points])
         if mark:
             axes.axvline(getattr(asked, name), color="#1b1f24", linewidth=0.8, linestyle=(0, (4, 3)), zorder=3)
     call = "decode, one new token" if asked.phase == "decode" else asked.phase
@@ -70,10 +70,10 @@ def save(data: bytes, path: str) -> None:
 _UNDATED: dict[str, dict[str, Any]] = {".png": {"Software": None}, ".svg": {"Date": None, "Creator": None}}
 
 
-def _frame(axes: "Axes", name: str, points: list[Point]) -> None:
+def frame(axes: "Axes", name: str, xs: list[int]) -> None:
+    """Give a panel its axis of tokens or sequences, and a grid."""
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
-    xs = [getattr(point, name) for point in points]
     axes.set_xscale("log", base=2)
     if len(xs) > 1:
         axes.set_xlim(xs[0], xs[-1])
@@ -89,18 +89,22 @@ def _tokens(x: float) -> str:
     return f"{x / 1024:g}k" if x >= 1024 and x % 1024 == 0 else f"{x:g}"
 
 
-def _log(axes: "Axes", title: str, write: Any, base: int = 10) -> None:
+def log_scale(axes: "Axes", title: str, write: Any, base: int = 10) -> None:
+    """Give a panel a logarithmic axis whose numbers `write` writes, a title, and the names of its lines."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axes.set_yscale("log", base=base)
-    axes.yaxis.set_major_locator(LogLocator(base, numticks=8))
+    low, high = axes.get_ylim()
+    few = base == 10 and high < 100 * low  # powers alone would leave two numbers or fewer
+    axes.yaxis.set_major_locator(LogLocator(base, subs=(1.0, 2.0, 5.0) if few else (1.0,), numticks=8))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: re.sub(r"[.]0+ ", " ", write(y))))
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_title(title, loc="left", fontsize=11)
     axes.legend(frameon=False, fontsize=9)
 
 
-def _line(axes: "Axes", xs: list[int], ys: list[float], label: str, colour: str, style: Any = "-") -> None:
+def line(axes: "Axes", xs: list[int], ys: list[float], label: str, colour: str, style: Any = "-") -> None:
+    """Draw a line through what is not 0."""
     if any(ys):
         axes.plot(
             xs,
@@ -114,14 +118,16 @@ def _line(axes: "Axes", xs: list[int], ys: list[float], label: str, colour: str,
         )
 
 
-def _flops(axes: "Axes", asked: Asked, xs: list[int], points: list[Point]) -> None:
+def flops(axes: "Axes", asked: Asked, xs: list[int], points: list[Point]) -> None:
+    """Draw the FLOPs of each part."""
     for part, keys in PARTS.items():
-        _line(axes, xs, [sum(point.flops[key] for key in keys) for point in points], part, COLOURS[part])
-    _line(axes, xs, [point.flops["total"] for point in points], "total", "#1b1f24", ":")
-    _log(axes, "FLOPs (exact)", lambda y: scaled(y, "FLOP"))
+        line(axes, xs, [sum(point.flops[key] for key in keys) for point in points], part, COLOURS[part])
+    line(axes, xs, [point.flops["total"] for point in points], "total", "#1b1f24", ":")
+    log_scale(axes, "FLOPs (exact)", lambda y: scaled(y, "FLOP"))
 
 
-def _shares(axes: "Axes", asked: Asked, xs: list[int], points: list[Point]) -> None:
+def shares(axes: "Axes", asked: Asked, xs: list[int], points: list[Point]) -> None:
+    """Draw which share of the FLOPs each part is."""
     rows = {
         part: [100 * sum(p.flops[k] for k in keys) / p.flops["total"] for p in points] for part, keys in PARTS.items()
     }
@@ -133,19 +139,21 @@ def _shares(axes: "Axes", asked: Asked, xs: list[int], points: list[Point]) -> N
     axes.legend(frameon=True, framealpha=0.85, edgecolor="none", fontsize=9, loc="lower left", reverse=True)
 
 
-def _memory(axes: "Axes", asked: Asked, xs: list[int], points: list[Point]) -> None:
+def memory(axes: "Axes", asked: Asked, xs: list[int], points: list[Point]) -> None:
+    """Draw what lies in memory, beside the weights and what the device has."""
     names = [name for name, number in points[0].numbers.items() if number.unit == "B" and not name.startswith("moved")]
     for name, colour in zip(names, LINES, strict=False):
-        _line(axes, xs, [point.numbers[name].value for point in points], name, colour)
+        line(axes, xs, [point.numbers[name].value for point in points], name, colour)
     weights = int(asked.model.params() * asked.size)
     axes.axhline(weights, color=GREYS["weights"], linestyle="--", linewidth=1, label="weights")
     if asked.hw is not None:
         axes.axhline(asked.hw.memory, color=GREYS["device"], linewidth=1, label=f"memory of {asked.hw.name}")
-    _log(axes, f"Memory, {asked.dtype} (exact)", size, base=2)
+    log_scale(axes, f"Memory, {asked.dtype} (exact)", size, base=2)
 
 
-def _time(axes: "Axes", asked: Asked, xs: list[int], points: list[Point]) -> None:
+def times(axes: "Axes", asked: Asked, xs: list[int], points: list[Point]) -> None:
+    """Draw what each roof would take."""
     for roof, colour in zip(points[0].roofs or {}, LINES, strict=False):
         style = "--" if roof.endswith("materialised") else "-"
-        _line(axes, xs, [(point.roofs or {})[roof].value for point in points], roof, colour, style)
-    _log(axes, "Time of each roof (bounds)", duration)
+        line(axes, xs, [(point.roofs or {})[roof].value for point in points], roof, colour, style)
+    log_scale(axes, "Time of each roof (bounds)", duration)
