@@ -89,13 +89,14 @@ def _parser() -> argparse.ArgumentParser:
         generate,
         infer,
         profile,
+        report,
         serve_plan,
         show_mask,
         vectors,
     )
 
     about_kernels = (check, infer, audit, vectors, compare, backends, show_mask)
-    about_costs = (cost, profile, calibrate, advise, serve_plan, export_metrics)
+    about_costs = (cost, profile, calibrate, advise, serve_plan, export_metrics, report)
     parser = argparse.ArgumentParser(
         prog="refattn",
         description="Attention mechanisms, defined in readable NumPy, and the fast backends that are held against it.",
