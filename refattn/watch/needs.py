@@ -91,9 +91,9 @@ def fitting(m: Transformer, batch: int, seq: int, phase: str, backend: str, seco
 
     Examples
     --------
-    >>> m = Transformer(layers=48, d_model=1024, heads=16)
+    >>> m = Transformer(layers=4, d_model=128, heads=4)
     >>> fitting(m, 1, 64, "prefill", "numba", 1e9), fitting(m, 1, 64, "prefill", "numba", 1e-9)
-    (48, 1)
+    (4, 1)
     """
     free = free_memory()
     for layers in range(m.layers, 1, -1):
