@@ -100,7 +100,7 @@ def log_scale(axes: "Axes", title: str, write: Any, base: int = 10) -> None:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: re.sub(r"[.]0+ ", " ", write(y))))
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_title(title, loc="left", fontsize=11)
-    axes.legend(frameon=False, fontsize=9)
+    axes.legend(frameon=True, framealpha=0.85, edgecolor="none", fontsize=9)
 
 
 def line(axes: "Axes", xs: list[int], ys: list[float], label: str, colour: str, style: Any = "-") -> None:
