@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refattn.cli import files
+from refattn.cli.calibrate import load
 from refattn.cli.console import columns, consoles, emit
 from refattn.costs.advice import Advice, Option, advise
 from refattn.costs.calibration import Calibration
@@ -55,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     table, _ = consoles(table_to_stderr=args.json == files.STDOUT)
     files.check_writable({"--json": args.json})
     m = model_of(args.model)
-    on: Hardware | Calibration = hardware(args.hw) if args.hw else Calibration.load(args.calibration)
+    on: Hardware | Calibration = hardware(args.hw) if args.hw else load(args.calibration)[0]
     found = advise(
         m, lengths=args.lengths, on=on, latency_p95=args.latency_p95, throughput=args.throughput,
         memory=None if args.memory is None else bytes_of(args.memory), phase=args.phase, exactness=args.exactness,

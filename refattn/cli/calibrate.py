@@ -1,6 +1,7 @@
 """``refattn calibrate``: measure this machine, so that `predict`, `advise` and `profile` can speak of it."""
 
 import argparse
+import sys
 from typing import TYPE_CHECKING
 
 from refattn.cli import files
@@ -51,10 +52,26 @@ def _listed(text: str) -> list[str]:
     return [] if names == ["none"] else names
 
 
+def load(path: str) -> tuple[Calibration, list[str]]:
+    """Read a calibration, and say on standard error, a line each, why it should be doubted here."""
+    found = Calibration.load(path, check=False)
+    doubts = found.doubts()
+    for doubt in doubts:
+        print(f"refattn: warning: {path}: {doubt}", file=sys.stderr)
+    return found, doubts
+
+
+def about(c: Calibration) -> str:
+    """Return the machine and the versions of a calibration on one line."""
+    kept = dict(c.machine)
+    what = [kept.pop("processor", "unknown processor"), f"{kept.pop('cores', '?')} cores"]
+    return ", ".join([*what, *(f"{name} {version}" for name, version in kept.items())])
+
+
 def summary(c: Calibration) -> "Table":
     """Return the few numbers that say what kind of machine it is."""
     lines = [
-        ("machine", ", ".join(f"{key} {value}" for key, value in c.machine.items())),
+        ("machine", about(c)),
         ("date", c.date),
         ("products", f"{count(c.peak['float32'])}FLOP/s in float32 (measured, the best of the grid)"),
         ("exponentials", f"{count(c.exp_rate)}a second (measured)"),

@@ -1,8 +1,6 @@
 """Which model, call and device `refattn cost` counts for: read from its arguments, or refused."""
 
 import argparse
-import sys
-import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -61,6 +59,8 @@ class Asked:
 
     def facts(self) -> dict[str, str]:
         """Return the model, the call and the device in words."""
+        from refattn.cli.calibrate import about  # which measures, and needs all that is measured
+
         call = self.call
         cached = f" behind {call.past:,} cached" if call.past else ""
         many = f"{call.batch:,} × " if call.batch > 1 else ""
@@ -70,7 +70,7 @@ class Asked:
         found = {"model": describe(self.model), "call": f"{what}: {tokens}{cached}, {sees}, {self.dtype}"}
         if self.hw is None:
             return found
-        source = ", ".join(self.hw.machine.values()) if self.calibrated else self.hw.source
+        source = about(self.hw) if self.calibrated else self.hw.source
         return found | {"device": f"{self.hw.name}: {source}, {self.hw.date}"}
 
 
@@ -194,14 +194,9 @@ def _device(name: str) -> Any:
 
     if not name.endswith(".json"):
         return hardware(name)
-    from refattn.costs.calibration import Calibration
+    from refattn.cli.calibrate import load
 
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        calibration = Calibration.load(name)
-    for one in said:
-        print(f"refattn: warning: {one.message}", file=sys.stderr)
-    return calibration
+    return load(name)[0]
 
 
 def _narrowed(m: Transformer, window: int | None, mask: Mask | None) -> Transformer:

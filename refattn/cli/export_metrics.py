@@ -10,7 +10,7 @@ from typing import Any
 
 from refattn.arrays import check_count
 from refattn.cli import files
-from refattn.costs.calibration import Calibration
+from refattn.cli.calibrate import load
 from refattn.costs.machine import need
 from refattn.dispatch import REFERENCE
 from refattn.watch.labels import backend_label
@@ -81,7 +81,7 @@ def _service(args: argparse.Namespace, port: int) -> Any:
 
     if args.tokens > MOST_TOKENS:
         raise ValueError(f"export-metrics: --tokens is {args.tokens}; wanted at most {MOST_TOKENS}")
-    predicted = None if args.calibration is None else Calibration.load(args.calibration)
+    predicted = None if args.calibration is None else load(args.calibration)[0]
     return Service(backend=args.backend, host=args.host, port=port, predicted=predicted, all_parts=True)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from refattn import costs, dispatch
 from refattn.cli import console, files, profile_report
+from refattn.cli.calibrate import load
 from refattn.costs import machine
 from refattn.costs.mechanisms import Softmax
 from refattn.costs.names import mechanism_named, unknown
@@ -68,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     weights, m, causal = _model(args)
     layers = _layers(args, m, causal, drawn=weights is None)
     files.check_writable(outputs)
-    calibration = None if args.calibration is None else costs.Calibration.load(args.calibration)
+    calibration = None if args.calibration is None else load(args.calibration)[0]
 
     facts = machine.facts(sorted({dispatch.REFERENCE, args.backend}))  # before our own work counts as load
     with console.progress(bar) as tick:

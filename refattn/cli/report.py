@@ -1,14 +1,13 @@
 """``refattn report``: one page about a model: the verdict, curves, roofline, masks, times, and what would help."""
 
 import argparse
-import sys
-import warnings
 from dataclasses import replace
 from pathlib import Path
 
 from refattn.arrays import check_count, check_number
 from refattn.cli import console, cost_model, files, report_found, report_page
 from refattn.cli.advise import bytes_of
+from refattn.cli.calibrate import load
 from refattn.costs import machine
 from refattn.costs.calibration import Calibration
 from refattn.costs.hardware import Hardware, hardware
@@ -121,10 +120,4 @@ def _machine(args: argparse.Namespace) -> tuple[Hardware | Calibration, list[str
     """Return the device, and why what is said of it should be doubted."""
     if args.hw is not None:
         return hardware(args.hw), []
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        calibration = Calibration.load(args.calibration)
-    doubts = [str(one.message) for one in said]
-    for doubt in doubts:
-        print(f"refattn: warning: {doubt}", file=sys.stderr)
-    return calibration, doubts
+    return load(args.calibration)

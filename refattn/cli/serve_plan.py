@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _device(name: str) -> "Hardware | Calibration":
-    from refattn.costs.calibration import Calibration
+    from refattn.cli.calibrate import load
     from refattn.costs.hardware import hardware
 
-    return Calibration.load(name) if name.endswith(".json") else hardware(name)
+    return load(name)[0] if name.endswith(".json") else hardware(name)

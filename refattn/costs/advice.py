@@ -12,7 +12,7 @@ from refattn.costs.calibration import Calibration
 from refattn.costs.hardware import Hardware
 from refattn.costs.lengths import Lengths
 from refattn.costs.memory import itemsize
-from refattn.costs.options import CLASSES, Candidate, Case, candidates
+from refattn.costs.options import CLASSES, Candidate, Case, candidates, mixing
 from refattn.costs.prediction import PHASES, Prediction
 from refattn.costs.ranking import flips, sensitive
 from refattn.costs.transformer import Transformer
@@ -147,7 +147,7 @@ def advise(
     largest = max(now95.parts, key=lambda part: now95.parts[part])
     choice, reason = _choose(ranked, present)
     return Advice(
-        verdict=_verdict(share50, share95, limit, largest, now95, p50, p95),
+        verdict=_verdict(mixing(m), share50, share95, limit, largest, now95, p50, p95),
         share_p50=share50,
         share_p95=share95,
         limit=limit,
@@ -264,13 +264,15 @@ def _choose(ranked: list[Option], present: Option) -> tuple[Option | None, str]:
     return best, f"Take {best.name}: {gained}.{close} Check it: {best.check}"
 
 
-def _verdict(share50: float, share95: float, limit: float, largest: str, now: Prediction, p50: int, p95: int) -> str:
-    shares = f"attention is {share50:.0%} of the time at p50 ({p50:,} tokens) and {share95:.0%} at p95 ({p95:,} tokens)"
+def _verdict(
+    what: str, share50: float, share95: float, limit: float, largest: str, now: Prediction, p50: int, p95: int
+) -> str:
+    shares = f"{what} is {share50:.0%} of the time at p50 ({p50:,} tokens) and {share95:.0%} at p95 ({p95:,} tokens)"
     bounds = f"no change to it can make the whole more than {limit:.2f} times as fast"
     if limit >= WORTH:
         return f"{shares[0].upper()}{shares[1:]} ({now.kind}): {bounds}."
     share = now.parts[largest] / now.seconds
     return (
-        f"Attention is not the bottleneck: {shares} ({now.kind}), and {bounds}. {largest} is {share:.0%}, bound by "
-        f"{now.bound_by[largest]}."
+        f"{what[0].upper()}{what[1:]} is not the bottleneck: {shares} ({now.kind}), and {bounds}. "
+        f"{largest} is {share:.0%}, bound by {now.bound_by[largest]}."
     )

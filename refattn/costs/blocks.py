@@ -1,6 +1,7 @@
 """Whole blocks of `refattn.models`, measured beside what their steps add up to: how far predictions are off."""
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,25 +17,44 @@ from refattn.models import mixers
 from refattn.models.block import block, block_vjp
 from refattn.models.checkpoint import Config
 
-SIZES = ((128, 4, 96), (128, 2, 700), (192, 3, 300), (256, 4, 64), (256, 8, 400), (320, 5, 200), (384, 6, 160))
+SIZES = (
+    *((128, 4, 96), (128, 2, 700), (192, 3, 300), (256, 4, 64), (256, 8, 400), (320, 5, 200), (384, 6, 160)),
+    *((256, 4, 32), (448, 7, 40), (256, 4, 1100)),
+)
 """Width, heads, tokens: between the sizes that the steps were measured at."""
 ROOM = 64  # calls of decoding
-MIXED_SIZES = ((192, 3, 200), (256, 8, 500))
+TINY = (64, 2, 16)
+MIXED_SIZES = ((192, 3, 200), (256, 8, 500), (384, 6, 40))
+SETS = 6  # of weights, one after the other: in a model they come from memory
 
 
-def block_ratios(calibration: Calibration, backend: str, mechanisms: list[str]) -> list[float]:
-    """Return measured / predicted of blocks with attention and with each mechanism, forward."""
-    found = [_ratio(calibration, backend, "attention", *size) for size in SIZES]
-    return found + [_ratio(calibration, backend, name, *size) for name in mechanisms for size in MIXED_SIZES]
+Measure = Callable[[Calibration, str, str, int, int, int], tuple[float, float]]
 
 
-def more_ratios(calibration: Calibration, backend: str) -> dict[str, list[float]]:
-    """Return the same of decoding and of training, by "backend:phase"."""
-    sizes = [(width, heads, tokens) for width, heads, tokens in SIZES if tokens <= 400]
-    return {
-        f"{backend}:decode": [_decode_ratio(calibration, backend, *size) for size in sizes],
-        f"{backend}:train": [_train_ratio(calibration, backend, *size) for size in sizes],
+def layer_seconds(calibration: Calibration, backend: str) -> dict[str, float]:
+    """Return what a layer takes beside its steps, by "backend:phase": measured less summed, of a block of `TINY`."""
+    found = {}
+    for phase, measure in (("prefill", _forward), ("decode", _decode), ("train", _train)):
+        seconds, summed = measure(calibration, backend, "attention", *TINY)
+        found[f"{backend}:{phase}"] = max(seconds - summed, 1e-9)
+    return found
+
+
+def block_ratios(calibration: Calibration, backend: str, mechanisms: list[str]) -> dict[str, list[float]]:
+    """Return measured / predicted of blocks: "backend" with attention, "backend:mixing" with others, and by phase."""
+
+    def ratios(measure: Measure, mixer: str, sizes: Sequence[tuple[int, int, int]]) -> list[float]:
+        pairs = [measure(calibration, backend, mixer, *size) for size in sizes]
+        return [seconds / summed for seconds, summed in pairs]
+
+    short = [(width, heads, tokens) for width, heads, tokens in SIZES if tokens <= 400]
+    found = {
+        backend: ratios(_forward, "attention", SIZES),
+        f"{backend}:decode": ratios(_decode, "attention", short),
+        f"{backend}:train": ratios(_train, "attention", short),
     }
+    mixed = [ratio for name in mechanisms for ratio in ratios(_forward, name, MIXED_SIZES)]
+    return found | ({f"{backend}:mixing": mixed} if mixed else {})
 
 
 def sizes_of(width: int, heads: int, mixer: str) -> tuple[Config, Transformer]:
@@ -67,37 +87,51 @@ def _seconds(call: Callable[[], Any], backend: str) -> float:
         return median_seconds(call, least=4, seconds=0.06)
 
 
-def _ratio(calibration: Calibration, backend: str, mixer: str, width: int, heads: int, tokens: int) -> float:
+def _turning(config: Config, rng: np.random.Generator) -> Callable[[], dict[str, Array]]:
+    """Return a function that gives weights, each time others."""
+    sets = itertools.cycle([_weights(config, rng) for _ in range(SETS)])
+    return lambda: next(sets)
+
+
+def _forward(
+    calibration: Calibration, backend: str, mixer: str, width: int, heads: int, tokens: int
+) -> tuple[float, float]:
+    """Return the seconds of a block, and what the tables add up to."""
     rng = np.random.default_rng(0)
     config, m = sizes_of(width, heads, mixer)
-    w, x = _weights(config, rng), rng.standard_normal((1, tokens, width), np.float32)
+    w, x = _turning(config, rng), rng.standard_normal((1, tokens, width), np.float32)
     positions = np.arange(tokens)
-    run = (lambda: block(x, w, config, positions)) if mixer == "attention" else (lambda: mixers.block(x, w, config))
+    run = (lambda: block(x, w(), config, positions)) if mixer == "attention" else lambda: mixers.block(x, w(), config)
     parts, _ = raw_parts(m, m.call(1, tokens), calibration, "prefill", backend)
-    return _seconds(run, backend) / sum(parts.values())
+    return _seconds(run, backend), sum(parts.values())
 
 
-def _decode_ratio(calibration: Calibration, backend: str, width: int, heads: int, tokens: int) -> float:
+def _decode(
+    calibration: Calibration, backend: str, mixer: str, width: int, heads: int, tokens: int
+) -> tuple[float, float]:
     rng = np.random.default_rng(0)
-    config, m = sizes_of(width, heads, "attention")
-    w = _weights(config, rng)
+    config, m = sizes_of(width, heads, mixer)
+    w = _turning(config, rng)
     keys = rng.standard_normal((1, heads, tokens - 1, width // heads), np.float32)
     x, positions = rng.standard_normal((1, 1, width), np.float32), np.array([tokens - 1])
     cache = KVCache((1,), heads, tokens + ROOM, width // heads, dtype=np.float32)
-    cache.append(keys, keys)  # the calls then lengthen it by a few in a hundred
+    cache.append(keys, keys)  # the calls then lengthen it by a few
     parts, _ = raw_parts(m, m.call(1, 1, tokens - 1), calibration, "decode", backend)
-    return _seconds(lambda: block(x, w, config, positions, cache), backend) / sum(parts.values())
+    return _seconds(lambda: block(x, w(), config, positions, cache), backend), sum(parts.values())
 
 
-def _train_ratio(calibration: Calibration, backend: str, width: int, heads: int, tokens: int) -> float:
+def _train(
+    calibration: Calibration, backend: str, mixer: str, width: int, heads: int, tokens: int
+) -> tuple[float, float]:
     rng = np.random.default_rng(0)
-    config, m = sizes_of(width, heads, "attention")
-    w, x = _weights(config, rng), rng.standard_normal((1, tokens, width), np.float32)
+    config, m = sizes_of(width, heads, mixer)
+    turn, x = _turning(config, rng), rng.standard_normal((1, tokens, width), np.float32)
     positions = np.arange(tokens)
 
     def run() -> None:
+        w = turn()
         y, saved = block(x, w, config, positions)
         block_vjp(np.ones_like(y), saved, w, config, positions)
 
     parts, _ = raw_parts(m, m.call(1, tokens), calibration, "train", backend)
-    return _seconds(run, backend) / sum(parts.values())
+    return _seconds(run, backend), sum(parts.values())

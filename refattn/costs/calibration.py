@@ -58,8 +58,10 @@ class Calibration:
     """ "backend:mechanism:width": seconds of a token and head, without matrices, by the length."""
     bandwidths: Curve = field(default_factory=list)
     """Bytes a second of a copy, by its size: the levels of the memory."""
+    layers: dict[str, float] = field(default_factory=dict)
+    """ "backend:phase": seconds that a layer takes beside its steps, however small: the calls between them."""
     ratios: dict[str, list[float]] = field(default_factory=dict)
-    """backend: measured / predicted of whole blocks, which the steps were not measured in."""
+    """ "backend", "backend:mixing", "backend:decode", "backend:train": measured / predicted of whole blocks."""
     longest: int = 1
     """The most tokens that attention was measured with."""
     version: int = VERSION
@@ -67,7 +69,7 @@ class Calibration:
     name = "calibration"
 
     def __post_init__(self) -> None:
-        numbers = [self.bandwidth, self.exp_rate, self.overhead, *self.peak.values()]
+        numbers = [self.bandwidth, self.exp_rate, self.overhead, *self.peak.values(), *self.layers.values()]
         for curve in (*self.curves.values(), *self.mixing.values()):
             numbers += [x for point in curve for x in point]
         numbers += [x for ratios in self.ratios.values() for x in ratios]

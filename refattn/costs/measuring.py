@@ -117,10 +117,10 @@ def calibrate(
             tick(f"{mechanism} on {backend}", share + each * (0.4 + 0.4 * k / max(1, len(mixed))))
             found.mixing |= mixing_curves(rng, backend, mechanism)
         tick(f"whole blocks on {backend}", share + each * 0.8)
-        from refattn.costs.blocks import block_ratios, more_ratios  # which predict with what was measured so far
+        from refattn.costs.blocks import block_ratios, layer_seconds  # which predict with what was measured so far
 
-        found.ratios[backend] = block_ratios(found, backend, mixed)
-        found.ratios |= more_ratios(found, backend)
+        found.layers |= layer_seconds(found, backend)
+        found.ratios |= block_ratios(found, backend, mixed)
     tick("done", 1.0)
     if path is not None:
         found.save(path)

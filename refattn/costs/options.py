@@ -78,8 +78,8 @@ def candidates(
 
 def _measured(m: Transformer, on: Calibration, backend: str, longest: int) -> list[Candidate]:
     backends = [name for name in on.ratios if ":" not in name]
-    found = [Candidate(f"attention on {backend}", "exact", m, backend)]
-    found += [Candidate(f"attention on {name}", "exact", m, name) for name in backends if name != backend]
+    found = [Candidate(f"{mixing(m)} on {backend}", "exact", m, backend)]
+    found += [Candidate(f"{mixing(m)} on {name}", "exact", m, name) for name in backends if name != backend]
     for name in backends:
         found += [
             Candidate(f"window of {window:,} on {name}", "approximate", with_window(m, window), name)
@@ -95,9 +95,9 @@ def _measured(m: Transformer, on: Calibration, backend: str, longest: int) -> li
 
 
 def _on_hardware(m: Transformer, longest: int) -> list[Candidate]:
-    found = [Candidate("flash attention", "exact", m)]
     if not _has_softmax(m):
-        return found
+        return [Candidate(f"{mixing(m)} as it is", "exact", m)]
+    found = [Candidate("flash attention", "exact", m)]
     found.append(Candidate("attention with its matrix in memory", "exact", m, algorithm="materialised"))
     found.append(Candidate("keys and values in 8 bits", "approximate", m, cache_dtype="int8"))
     found += [
@@ -109,6 +109,17 @@ def _on_hardware(m: Transformer, longest: int) -> list[Candidate]:
         found.append(Candidate("eight key heads (GQA)", "retrain", replace(m, kv_heads=8)))
     found.append(Candidate("latent keys and values (MLA)", "retrain", with_mechanism(m, Latent())))
     return found + [Candidate(name, "retrain", with_mechanism(m, mechanism_named(name))) for name in LINEAR]
+
+
+def mixing(m: Transformer) -> str:
+    """Return what to call that which mixes m's tokens: attention, or its mechanisms.
+
+    Examples
+    --------
+    >>> mixing(Transformer(layers=2, d_model=64, heads=1, mechanism=["mamba", "rwkv7"]))
+    'mamba and rwkv7'
+    """
+    return "attention" if _has_softmax(m) else " and ".join(dict.fromkeys(x.name for x in m.mechanism))
 
 
 def _has_softmax(m: Transformer) -> bool:

@@ -13,9 +13,10 @@ import numpy as np
 from refattn.arrays import check_count
 from refattn.costs.calibration import Calibration, between, matmul_seconds
 from refattn.costs.hardware import Hardware
+from refattn.costs.mechanisms import Softmax
 from refattn.costs.memory import itemsize
 from refattn.costs.names import unknown
-from refattn.costs.roofs import roofs
+from refattn.costs.roofs import CALLS, roofs
 from refattn.costs.steps import Step, steps
 from refattn.costs.traffic import ALGORITHMS
 from refattn.dispatch import REFERENCE
@@ -133,7 +134,8 @@ def _measured(m: "Transformer", call: "Call", on: Calibration, phase: str, backe
     if dtype != "float32":
         raise unknown("dtype in this calibration", dtype, ["float32"])
     raw, limits = raw_parts(m, call, on, phase, backend)
-    ratios = np.array(on.ratios.get(f"{backend}:{phase}", on.ratios[backend]))
+    kind = "prefill" if all(isinstance(x, Softmax) for x in m.mechanism) else "mixing"
+    ratios = np.array(on.ratios.get(f"{backend}:{phase if phase != 'prefill' else kind}", on.ratios[backend]))
     low, middle, high = np.quantile(ratios, [(1 - COVERED) / 2, 0.5, (1 + COVERED) / 2], method="weibull")
     farther = max(0.0, math.log2(call.keys / on.longest))
     parts = {name: float(middle) * seconds for name, seconds in raw.items()}
@@ -148,8 +150,8 @@ def raw_parts(
     m: "Transformer", call: "Call", on: Calibration, phase: str, backend: str
 ) -> tuple[dict[str, float], dict[str, str]]:
     """Return the seconds of each component as the tables add up, and the roof that each is nearest to."""
-    parts: dict[str, float] = {}
-    limits: dict[str, dict[str, float]] = {}
+    parts = {"other": m.layers * on.layers.get(f"{backend}:{phase}", 0.0)}
+    limits: dict[str, dict[str, float]] = {"other": {CALLS: parts["other"]}}
     for step in steps(m, call):
         one = step_seconds(step, on, backend)
         back = one * BACKWARD.get(step.kind, 2.0) if phase == "train" else 0.0

@@ -3,8 +3,9 @@
 Every number is the median of a few calls after one that is not counted, which may compile.
 """
 
+import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -28,31 +29,57 @@ NUMBERS = (1 << 10, 1 << 13, 1 << 16, 1 << 19, 1 << 22)
 LENGTHS = (16, 64, 128, 256, 512, 1024, 2048)
 WIDTHS = (32, 64, 128)
 HEADS = 4
+POOL = 1 << 23  # numbers
 WINDOW = 128
 
 
-def median_seconds(call: Callable[[], Any], least: int = 3, most: int = 25, seconds: float = 0.03) -> float:
-    """Return the median time of a call, after one that is not counted; at least `least` calls, for so many seconds."""
+def median_seconds(
+    call: Callable[[], Any],
+    least: int = 3,
+    most: int = 25,
+    seconds: float = 0.03,
+    before: Callable[[], Any] = lambda: None,
+) -> float:
+    """Return the median time of a call, after one that is not counted; at least `least` calls, for so many seconds.
+
+    `before` runs before each, and is not counted.
+    """
     call()
     found: list[float] = []
     while len(found) < least or (sum(found) < seconds and len(found) < most):
+        before()
         start = time.perf_counter()
         call()
         found.append(time.perf_counter() - start)
     return float(np.median(found))
 
 
+def company(rng: np.random.Generator) -> Callable[[], Any]:
+    """Return a product to run before a call: in a network, the threads of a BLAS are awake, and take their share."""
+    x, w = rng.standard_normal((128, 256), np.float32), rng.standard_normal((256, 256), np.float32)
+    return partial(np.matmul, x, w)
+
+
 def matmul_table(rng: np.random.Generator) -> tuple[dict[str, Any], float]:
-    """Return the grid of products, see `Calibration.matmul`, and the best FLOP/s on it."""
+    """Return the grid of products, see `Calibration.matmul`, and the best FLOP/s on it.
+
+    Each call takes another matrix out of a pool that is larger than a core's caches, as layer after layer does.
+    """
     seconds, peak = np.zeros((len(ROWS), len(INNER), len(COLUMNS))), 0.0
-    for (a, rows), (b, inner), (c, columns) in (
-        (a, b, c) for a in enumerate(ROWS) for b in enumerate(INNER) for c in enumerate(COLUMNS)
-    ):
-        x, w = rng.standard_normal((rows, inner), np.float32), rng.standard_normal((inner, columns), np.float32)
-        seconds[a, b, c] = median_seconds(partial(np.matmul, x, w))
-        peak = max(peak, 2 * rows * inner * columns / seconds[a, b, c])
+    pool = rng.standard_normal(POOL, np.float32)
+    for (b, inner), (c, columns) in ((b, c) for b in enumerate(INNER) for c in enumerate(COLUMNS)):
+        matrices = itertools.cycle(pool[: POOL - POOL % (inner * columns)].reshape(-1, inner, columns))
+        for a, rows in enumerate(ROWS):
+            x = rng.standard_normal((rows, inner), np.float32)
+            seconds[a, b, c] = median_seconds(partial(_product, x, matrices))
+            peak = max(peak, 2 * rows * inner * columns / seconds[a, b, c])
     axes = {"rows": list(ROWS), "inner": list(INNER), "columns": list(COLUMNS)}
     return axes | {"seconds": seconds.tolist()}, peak
+
+
+def _product(x: Array, matrices: Iterator[Array]) -> Array:
+    y: Array = x @ next(matrices)
+    return y
 
 
 def exponentials(rng: np.random.Generator) -> float:
@@ -74,7 +101,7 @@ def copies(rng: np.random.Generator) -> Curve:
 def elementwise(rng: np.random.Generator) -> dict[str, Curve]:
     """Return seconds by how many numbers, of norms, activations, sums, rotation and reordering."""
     found: dict[str, Curve] = {}
-    gain = np.ones(256, np.float32)
+    gain, awake = np.ones(256, np.float32), company(rng)
     for size in NUMBERS:
         x = rng.standard_normal((size // 256, 256), np.float32)
         split = split_heads(x[None], 4)
@@ -88,22 +115,23 @@ def elementwise(rng: np.random.Generator) -> dict[str, Curve]:
             "heads": partial(merge_heads, split),
         }
         for name, call in calls.items():
-            found.setdefault(name, []).append((float(size), median_seconds(call)))
+            found.setdefault(name, []).append((float(size), median_seconds(call, before=awake)))
     return found
 
 
 def attention_curves(rng: np.random.Generator, backend: str) -> dict[str, Curve]:
     """Return seconds by computed pairs, by "backend:form:width", of full, causal, windowed attention and decoding."""
     found: dict[str, Curve] = {}
+    awake = company(rng)
     forms = {"full": None, "causal": masks.causal(), "window": masks.causal() & masks.window(WINDOW - 1, 0)}
     for width in WIDTHS:
         for T in LENGTHS if width == 64 else LENGTHS[::2]:
             q, k, v = (rng.standard_normal((HEADS, T, width), np.float32) for _ in range(3))
             for form, mask in forms.items():
                 pairs = computed_pairs(backend, mask, T, T, HEADS)
-                seconds = median_seconds(partial(attention, q, k, v, mask=mask, backend=backend))
+                seconds = median_seconds(partial(attention, q, k, v, mask=mask, backend=backend), before=awake)
                 found.setdefault(f"{backend}:{form}:{width}", []).append((float(pairs), seconds))
-            seconds = median_seconds(partial(attention, q[:, :1], k, v, backend=backend))
+            seconds = median_seconds(partial(attention, q[:, :1], k, v, backend=backend), before=awake)
             found.setdefault(f"{backend}:decode:{width}", []).append((float(HEADS * T), seconds))
     return {name: _rising(curve) for name, curve in found.items()}
 

@@ -153,7 +153,8 @@ class TestModels:
     def test_a_calibration_says_the_roofs(self, capsys, tmp_path, monkeypatch):
         given = {"peak": {"float32": 5e9}, "bandwidth": 6e9, "exp_rate": 7e8, "memory": 1, "overhead": 1e-6}
         calibration = costs.Calibration(machine={}, date="2026-01-01", **given)
-        monkeypatch.setattr(costs.Calibration, "load", lambda path: calibration)
+        monkeypatch.setattr(costs.Calibration, "load", lambda path, check: calibration)
+        monkeypatch.setattr(costs.Calibration, "doubts", lambda self: [])
         found, err = content(capsys, *GPT, "--calibration", "any.json")
         assert found["rates"]["matmul"] == 5e9 and found["rates"]["exps"] == 7e8
         assert "calibration calibration: 5.00 GFLOP/s" in err

@@ -111,6 +111,13 @@ def test_a_window_reads_less_in_decoding():
     assert predict(mla, on=CHIP, seq=100_000, phase="decode").parts["attention"] < long
 
 
+def test_a_model_without_scores_is_called_by_its_mechanism():
+    m = costs.Transformer(layers=2, d_model=256, heads=4, mechanism="mamba2", ffn=0)
+    for on in (CHIP, ideal()):
+        found = costs.advise(m, lengths="512", on=on, exactness="retrain")
+        assert "amba2 is" in found.verdict and all(option.name.startswith("mamba2") for option in found.options)
+
+
 def test_it_prints_the_verdict_first():
     text = str(costs.advise(M, lengths="512", on=CHIP, exactness="retrain"))
     assert text.startswith("Attention is") and "times as fast" in text and "bound" in text

@@ -59,6 +59,21 @@ class TestByHand:
         found = predict(m, on=ideal(), seq=100)
         assert found.parts["attention"] == pytest.approx(3 * 100 * 4 * TOKEN, rel=1e-6)
 
+    def test_a_layer_takes_something_beside_its_steps(self):
+        on = ideal(layers={"numpy:prefill": 0.5, "numpy:decode": 0.25})
+        plain, slow = (predict(M, on=c, seq=64) for c in (ideal(), on))
+        assert slow.parts["other"] == pytest.approx(plain.parts["other"] + 2 * 0.5)
+        assert slow.bound_by["other"] == "calls"
+        assert predict(M, on=on, seq=64, phase="decode").parts["other"] == pytest.approx(0.5, rel=1e-3)
+
+    def test_each_kind_of_block_has_its_own_ratios(self):
+        on = ideal()
+        on.ratios |= {"numpy:mixing": [2.0] * 9, "numpy:decode": [3.0] * 9, "numpy:train": [4.0] * 9}
+        mixer = costs.Transformer(layers=2, d_model=256, heads=4, mechanism="retention")
+        for m, phase, factor in ((mixer, "prefill", 2), (M, "decode", 3), (M, "train", 4), (M, "prefill", 1)):
+            given = predict(m, on=on, seq=64, phase=phase).seconds
+            assert given == pytest.approx(factor * predict(m, on=ideal(ratios=[1.0] * 9), seq=64, phase=phase).seconds)
+
     def test_the_interval_is_that_of_the_blocks(self):
         found = predict(M, on=ideal(ratios=np.linspace(0.5, 1.5, 101)), seq=64)
         raw = found.seconds / 1.0
