@@ -2,19 +2,17 @@
 
 import argparse
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refattn.cli import files
 from refattn.cli.calibrate import load
 from refattn.cli.console import columns, consoles, emit
+from refattn.cli.cost_model import named
 from refattn.costs.advice import Advice, Option, advise
 from refattn.costs.calibration import Calibration
 from refattn.costs.hardware import Hardware, hardware
 from refattn.costs.options import CLASSES
 from refattn.costs.prediction import PHASES
-from refattn.costs.presets import PRESETS, preset
-from refattn.costs.transformer import Transformer
 from refattn.costs.units import duration, size
 
 if TYPE_CHECKING:
@@ -55,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     """Advise and print."""
     table, _ = consoles(table_to_stderr=args.json == files.STDOUT)
     files.check_writable({"--json": args.json})
-    m = model_of(args.model)
+    m = named(args.model)
     on: Hardware | Calibration = hardware(args.hw) if args.hw else load(args.calibration)[0]
     found = advise(
         m, lengths=args.lengths, on=on, latency_p95=args.latency_p95, throughput=args.throughput,
@@ -66,13 +64,6 @@ def run(args: argparse.Namespace) -> int:
     if args.json is not None:
         files.write(args.json, json.dumps(record(found), indent=1) + "\n")
     return 0
-
-
-def model_of(text: str) -> Transformer:
-    """Return a preset, or the model of a config.json or of its folder."""
-    if text not in PRESETS and Path(text).exists():
-        return Transformer.from_config(text)
-    return preset(text)
 
 
 def bytes_of(text: str) -> float:

@@ -131,7 +131,7 @@ def read(args: argparse.Namespace, seq: int | None, batch: int) -> Asked:
     causal = model.logits if args.causal is None else args.causal
     hw = None
     if args.hw is not None:
-        hw = _device(args.hw)
+        hw = device(args.hw)
         hw.rate(args.dtype)  # LookupError for a dtype that it has no rate of
     return Asked(model, batch, seq, past, args.phase, causal, args.dtype, hw, args.mask is not None)
 
@@ -188,7 +188,7 @@ def named(name: str) -> Transformer:
     return preset(name)
 
 
-def _device(name: str) -> Any:
+def device(name: str) -> Any:
     """Return a processor by its name, or the calibration in a file."""
     from refattn.costs.hardware import hardware
 

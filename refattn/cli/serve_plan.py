@@ -1,13 +1,8 @@
 """``refattn serve-plan``: what a device can serve of a model, and whether a promise is kept at a rate of requests."""
 
 import argparse
-from typing import TYPE_CHECKING
 
 from refattn.cli import console, files, serve_plan_report
-
-if TYPE_CHECKING:
-    from refattn.costs.calibration import Calibration
-    from refattn.costs.hardware import Hardware
 
 NAME = "serve-plan"
 HELP = "plan a service: how many requests fit, how fast they get tokens, and at which rate a promise is kept"
@@ -58,13 +53,13 @@ def run(args: argparse.Namespace) -> int:
 
     Everything that can be refused is refused before the first file is written.
     """
-    from refattn.cli.cost_model import named
+    from refattn.cli.cost_model import device, named
     from refattn.costs.serving import serve_plan
 
     outputs = {"--json": args.json, "--csv": args.csv}
     table, bar = console.consoles(table_to_stderr=files.STDOUT in outputs.values())
     files.check_writable(outputs)
-    m, on = named(args.model), _device(args.hw)
+    m, on = named(args.model), device(args.hw)
     promised = {name: getattr(args, name) for name in PROMISES if getattr(args, name) is not None}
     with console.progress(bar) as tick:
         plan = serve_plan(
@@ -95,10 +90,3 @@ def run(args: argparse.Namespace) -> int:
     for path, text in texts.items():
         files.write(path, text)
     return int(not plan.fits or plan.meets is False)
-
-
-def _device(name: str) -> "Hardware | Calibration":
-    from refattn.cli.calibrate import load
-    from refattn.costs.hardware import hardware
-
-    return load(name)[0] if name.endswith(".json") else hardware(name)
