@@ -68,6 +68,8 @@ class Asked:
         what = {"prefill": "prefill", "decode": "decode", "train": "training step"}[self.phase]
         tokens = f"{many}{call.new:,} token{'s' if call.new > 1 else ''}"
         found = {"model": describe(self.model), "call": f"{what}: {tokens}{cached}, {sees}, {self.dtype}"}
+        if 0 < self.model.positions < call.keys:
+            found["note"] = f"the model has learned {self.model.positions:,} positions: it could not run this"
         if self.hw is None:
             return found
         source = about(self.hw) if self.calibrated else self.hw.source

@@ -172,6 +172,10 @@ class TestTheCount:
         content, printed = counted(capsys, "--model", "bert-base", "--seq", "64", "--hw", "h200")
         assert "cache" not in printed and list(content["numbers"]["device"])[:1] == ["weights"]
 
+    def test_more_tokens_than_positions_are_noted(self, capsys):
+        assert "could not run this" in counted(capsys, "--model", "gpt2", "--seq", "1025")[1]
+        assert "could not run this" not in counted(capsys, "--model", "gpt2", "--seq", "1024")[1]
+
     def test_a_window_narrows_each_layer_that_has_scores(self, capsys):
         content, _ = counted(capsys, "--model", "gemma-2-9b", "--seq", "8192", "--window", "100")
         assert list(content["numbers"]["pairs"]) == ["softmax window 100, 42 layers"]
