@@ -119,6 +119,11 @@ def crossover_length(m: "Transformer", causal: bool = True) -> int | None:
     int or None
         Tokens; None where that never happens: where all layers have a window or a state.
 
+    Raises
+    ------
+    ValueError
+        For a mask that describes one length only, such as an array.
+
     Examples
     --------
     >>> from refattn.costs import Transformer
