@@ -145,7 +145,7 @@ def advise(
     share50, share95 = (now.parts.get("attention", 0.0) / now.seconds for now in (now50, now95))
     limit = math.inf if share95 >= 1 else 1 / (1 - share95)
     largest = max(now95.parts, key=lambda part: now95.parts[part])
-    choice, reason = _choose(ranked, present)
+    choice, reason = _choose(ranked, present, latency_p95 is not None or throughput is not None)
     return Advice(
         verdict=_verdict(mixing(m), share50, share95, limit, largest, now95, p50, p95),
         share_p50=share50,
@@ -234,34 +234,46 @@ def _command(way: Candidate, case: Case, seq: int) -> str:
 
 
 def noise(p: Prediction) -> float:
-    """Return the ratio of times below which two options are not told apart: half the interval, in logarithms."""
-    return math.sqrt(p.high / p.low) if p.kind == "predicted" else WORTH
+    """Return the ratio of times below which two options are level: half the interval, in logarithms, 1.1 at least."""
+    return max(WORTH, math.sqrt(p.high / p.low)) if p.kind == "predicted" else WORTH
 
 
-def _choose(ranked: list[Option], present: Option) -> tuple[Option | None, str]:
-    """Return the option to take: of those that are not told apart from the best, the one that changes least."""
+def _choose(ranked: list[Option], present: Option, demanded: bool) -> tuple[Option | None, str]:
+    """Return the option that changes least: of those that meet all demands, or are not told apart from the quickest."""
     quickest = ranked[0]
-    needed = noise(quickest.p95)
-    level = [
-        option
-        for option in ranked
-        if len(option.misses) == len(quickest.misses) and option.p95.seconds / quickest.p95.seconds < needed
-    ]
+    if demanded and not quickest.misses:
+        level = [option for option in ranked if not option.misses]
+    else:
+        level = [
+            option
+            for option in ranked
+            if len(option.misses) == len(quickest.misses)
+            and option.p95.seconds / quickest.p95.seconds < max(noise(option.p95), noise(quickest.p95))
+        ]
     best = min(level, key=lambda option: (CLASSES.index(option.exactness), option.p95.seconds))
+    needed = noise(best.p95)
     if quickest is present:
         return None, f"Nothing that was asked for is ahead of what there is: {present.name}."
-    if present in level:
+    if present in level and (demanded and not present.misses) and best.faster < needed:
+        return None, f"Nothing need change: {present.name} meets all that is demanded."
+    if present in level and best.faster < needed:
         return None, (
             f"No choice: {quickest.name} would be {quickest.faster:.2f} times as fast, within the noise of the "
             f"prediction ({needed:.2f} times). Measure: {quickest.check}"
         )
-    if present.exactness == best.exactness and best.faster < WORTH and len(best.misses) == len(present.misses):
-        return None, f"No choice: {best.name} would be {best.faster:.2f} times as fast, which is not worth a change."
     met = ", ".join(x for x in present.misses if x not in best.misses)
     gained = f"it meets what {present.name} misses ({met})" if met else f"{best.faster:.2f} times as fast at p95"
+    return best, f"Take {best.name}: {gained}.{_beside(best, level)} Check it: {best.check}"
+
+
+def _beside(best: Option, level: list[Option]) -> str:
+    """Return what else could be taken: the quickest, if it is ahead of the best by more than the noise."""
+    quickest = min(level, key=lambda option: option.p95.seconds)
+    ahead = best.p95.seconds / quickest.p95.seconds
+    if ahead >= max(noise(best.p95), noise(quickest.p95)):
+        return f" {quickest.name} ({quickest.exactness}) would be {ahead:.2f} times as fast again."
     others = [option.name for option in level if option is not best]
-    close = f" The prediction does not tell it apart from {', '.join(others[:3])}." if others else ""
-    return best, f"Take {best.name}: {gained}.{close} Check it: {best.check}"
+    return f" The prediction does not tell it apart from {', '.join(others[:3])}." if others else ""
 
 
 def _verdict(

@@ -92,6 +92,18 @@ def test_demands_come_first():
     assert all(len(option.misses) == 2 for option in tight.options)
 
 
+def test_what_meets_the_demand_with_the_least_change_is_taken():
+    on = ideal(ratios=[0.99, 1.0, 1.01] * 3)
+    free = costs.advise(M, lengths="8192", on=on, exactness="retrain")
+    assert free.choice.exactness != "exact"
+    exact = next(o for o in free.options if o.name == "attention on numba")
+    held = costs.advise(M, lengths="8192", on=on, exactness="retrain", latency_p95=1.01 * exact.p95.seconds)
+    assert held.choice.name == "attention on numba" and f"{free.choice.name} (" in held.reason
+    assert "times as fast again" in held.reason
+    easy = costs.advise(M, lengths="64", on=ideal(), latency_p95=1e3)
+    assert easy.choice is None or easy.choice.faster >= noise(easy.choice.p95)
+
+
 def test_memory_and_concurrency():
     found = costs.advise(M, lengths="1000", on=CHIP, exactness="approximate")
     plain, small = (
