@@ -228,7 +228,9 @@ def _command(way: Candidate, case: Case, seq: int) -> str:
     if isinstance(case.on, Calibration):
         mechanism = next((x.name for x in way.model.mechanism if not x.softmax), None)
         window = next((w for x in way.model.mechanism if (w := getattr(x, "window", None)) is not None), None)
-        how = f" --mechanism {mechanism}" if mechanism else f" --window {window}" if window else ""
+        if mechanism is None and window is not None:
+            mechanism = f"'window({window - 1}, {0 if case.causal else window - 1})'"
+        how = "" if mechanism is None else f" --mechanism {mechanism}"
         return f"refattn profile {name} --seq {seq} --phase {case.phase} --backend {way.backend}{how}"
     return f"refattn cost --model {name} --seq {seq} --phase {case.phase} --hw {case.on.name}"
 

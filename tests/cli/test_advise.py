@@ -1,11 +1,12 @@
 """`refattn advise` and `refattn calibrate`: what they print, write and refuse."""
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
 
-from refattn.cli import advise, calibrate, main
+from refattn.cli import _parser, advise, calibrate, main
 from refattn.costs import measuring
 from refattn.costs.calibration import Calibration
 from tests.costs.ideal import ideal
@@ -43,6 +44,15 @@ class TestAdvise:
             option["p95"]["low"] <= option["p95"]["seconds"] <= option["p95"]["high"] for option in found["options"]
         )
         assert {option["exactness"] for option in found["options"]} == {"exact", "approximate", "retrain"}
+
+    @pytest.mark.parametrize("where", [["--calibration"], ["--hw", "h200"]])
+    def test_every_command_that_it_names_can_be_given(self, file, where, capsys):
+        where = [*where, file] if where == ["--calibration"] else where
+        words = ["--model", "minilm-l6", "--lengths", "512", "--exactness", "retrain", *where]
+        assert main(["advise", *words, "--json", "-"]) == 0
+        for option in json.loads(capsys.readouterr().out)["options"]:
+            command = shlex.split(option["check"])
+            assert command[0] == "refattn" and _parser().parse_args(command[1:]).model == "minilm-l6"
 
     def test_a_config_and_a_csv_of_lengths(self, file, tmp_path, capsys):
         config = {"model_type": "gpt2", "n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 100, "n_positions": 512}
