@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from refattn.cli import files
 from refattn.cli.calibrate import load
-from refattn.cli.console import columns, consoles, emit
+from refattn.cli.console import columns, consoles, emit, plain_table
 from refattn.cli.cost_model import named
 from refattn.costs.advice import Advice, Option, advise
 from refattn.costs.calibration import Calibration
 from refattn.costs.hardware import Hardware, hardware
+from refattn.costs.names import PHASES
 from refattn.costs.options import CLASSES
-from refattn.costs.prediction import PHASES
 from refattn.costs.units import duration, size
 
 if TYPE_CHECKING:
@@ -84,10 +84,7 @@ def bytes_of(text: str) -> float:
 
 def options_table(found: Advice) -> "Table":
     """Return a line for each option."""
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    table = plain_table()
     table.add_column("option", no_wrap=True)
     table.add_column("class", no_wrap=True)
     for header in ("p50", "p95", "p95 from", "to", "times\nfaster", "memory", "fit"):

@@ -4,7 +4,7 @@ import argparse
 from dataclasses import dataclass, field
 
 from refattn import dispatch
-from refattn.cli.console import columns, consoles, emit
+from refattn.cli.console import columns, consoles, emit, plain_table
 from refattn.cli.measure import absence
 from refattn.costs.machine import installed
 
@@ -34,10 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the table, and what each backend does not cover."""
     console, _ = consoles(table_to_stderr=False)
-    from rich import box
-    from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    table = plain_table()
     for header in ("backend", "module", "version", "runs here", "rank", "covers"):
         table.add_column(header, justify="right" if header in ("rank", "covers") else "left", no_wrap=True)
     coverages = [coverage(name) for name in dispatch.backends()]

@@ -1,13 +1,12 @@
 """What `refattn compare` says: the table for people, JSON and CSV for programs. See `compare_page` for HTML."""
 
-import csv
-import io
 import json
 import math
 from typing import TYPE_CHECKING, Any
 
 from refattn.arrays import compute_dtype
-from refattn.cli.console import columns, emit
+from refattn.cli.console import columns, emit, plain_table
+from refattn.cli.files import csv_of
 from refattn.cli.measure import Comparison, Row
 from refattn.costs.units import count, duration, size, three
 
@@ -33,11 +32,9 @@ def cells(comparison: Comparison, row: Row) -> list[str]:
 
 def show(comparison: Comparison, facts: dict[str, str], console: "Console") -> None:
     """Print the table, the reasons of rows without numbers, what the columns mean, and the facts."""
-    from rich import box
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    table = plain_table()
     table.add_column("variant", vertical="bottom", no_wrap=True)
     table.add_column("backend", vertical="bottom", no_wrap=True)
     for header in HEADERS:
@@ -94,12 +91,7 @@ def to_json(comparison: Comparison, facts: dict[str, str]) -> str:
 
 def to_csv(comparison: Comparison) -> str:
     """Return a line per row, with the columns of `record`."""
-    text = io.StringIO()
-    records = [record(comparison, row) for row in comparison.rows]
-    writer = csv.DictWriter(text, list(records[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(records)
-    return text.getvalue()
+    return csv_of([record(comparison, row) for row in comparison.rows])
 
 
 def record(comparison: Comparison, row: Row) -> dict[str, Any]:

@@ -38,6 +38,14 @@ def progress(console: "Console") -> Iterator[Tick]:
         yield lambda text, share: bar.update(task, description=text, completed=share, refresh=True)
 
 
+def plain_table(gap: int = 1) -> "Table":
+    """Return a table without columns yet: a line below its head, and `gap` blanks between columns."""
+    from rich import box
+    from rich.table import Table
+
+    return Table(box=box.SIMPLE_HEAD, padding=(0, gap, 0, 0), pad_edge=False, show_edge=False)
+
+
 def columns(lines: list[tuple[str, str]]) -> "Table":
     """Return labels and texts in two columns."""
     from rich.table import Table

@@ -16,6 +16,7 @@ from refattn.cli import (
     files,
 )
 from refattn.costs import machine
+from refattn.models.files import write_whole
 
 NAME = "cost"
 HELP = "count what a model costs: FLOPs, pairs, bytes, memory, and what bounds it on a device"
@@ -72,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     for path, text in texts.items():
         files.write(path, text)
     if args.plot is not None:
-        cost_plots.save(picture, args.plot)
+        write_whole(args.plot, picture)
     return 0
 
 

@@ -3,7 +3,7 @@
 import math
 from typing import TYPE_CHECKING, Any
 
-from refattn.cli.console import columns, emit
+from refattn.cli.console import columns, emit, plain_table
 from refattn.cli.cost_numbers import Number
 from refattn.cli.cost_text import scaled, text
 
@@ -34,10 +34,7 @@ def show(console: "Console") -> int:
 
 
 def _table(*names: str) -> "Table":
-    from rich import box
-    from rich.table import Table
-
-    table: Any = Table(box=box.SIMPLE_HEAD, padding=(0, 2, 0, 0), pad_edge=False, show_edge=False)
+    table: Any = plain_table(gap=2)
     for name in names:
         words = name in ("model", "hardware", "source")
         table.add_column(name, justify="left" if words else "right", no_wrap=name != "source", overflow="fold")

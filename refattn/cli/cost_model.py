@@ -9,7 +9,7 @@ from refattn import masks
 from refattn.arrays import check_count
 from refattn.costs.mechanisms import Call, Mechanism, Softmax
 from refattn.costs.memory import itemsize
-from refattn.costs.traffic import PHASES
+from refattn.costs.names import PHASES, check_phase
 from refattn.costs.transformer import Transformer
 from refattn.masks import Mask
 
@@ -118,8 +118,7 @@ def read(args: argparse.Namespace, seq: int | None, batch: int) -> Asked:
     """
     if seq is None:
         raise ValueError("cost: no length; give --seq N")
-    if args.phase not in PHASES:
-        raise ValueError(f"cost: --phase is {args.phase!r}; wanted one of {', '.join(PHASES)}")
+    check_phase("cost", "--phase", args.phase)
     past = 0 if args.past is None else args.past
     check_count("cost", "--seq", seq)
     check_count("cost", "--batch", batch)

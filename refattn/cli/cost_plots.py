@@ -1,7 +1,6 @@
 """The curves of `refattn cost`: FLOPs, their shares, memory and, on a device, time over lengths or batches."""
 
 import io
-import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,17 +53,6 @@ def render(figure: "Figure", form: str) -> bytes:
     data = io.BytesIO()
     figure.savefig(data, format=form[1:], dpi=130, metadata=_UNDATED[form])
     return data.getvalue()
-
-
-def save(data: bytes, path: str) -> None:
-    """Write a picture, whole or not at all."""
-    target = Path(path).resolve()
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 _UNDATED: dict[str, dict[str, Any]] = {".png": {"Software": None}, ".svg": {"Date": None, "Creator": None}}

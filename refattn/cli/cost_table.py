@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from refattn.cli.console import columns, emit
+from refattn.cli.console import columns, emit, plain_table
 from refattn.cli.cost_model import Asked
 from refattn.cli.cost_numbers import Number, Section
 from refattn.cli.cost_sweep import Point
@@ -119,12 +119,9 @@ def _bar(share: Any) -> str:
 
 def show_sweep(asked: Asked, name: str, points: list[Point], console: "Console") -> None:
     """Print a row for each call, and where its FLOPs go."""
-    from rich import box
-    from rich.table import Table
-
     facts = asked.facts()
     facts["call"] = _call(asked, name, points)
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 2, 0, 0), pad_edge=False, show_edge=False)
+    table = plain_table(gap=2)
     first = points[0]
     wide = ("moved, materialised",) if asked.phase != "train" else ("scores, one layer", "moved, flash")
     names = [header for header in first.numbers if first.bound_by is None or header not in wide]

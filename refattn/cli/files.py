@@ -1,6 +1,9 @@
 """Files that a command writes: refused before the work if they cannot be, and whole or not there at all."""
 
+import csv
+import io
 import sys
+from typing import Any
 
 from refattn.models.files import special, target_of, temporary_beside, write_whole
 
@@ -28,6 +31,21 @@ def check_writable(paths: dict[str, str | None]) -> None:
             trial = temporary_beside(target)
             trial.touch(exist_ok=False)
             trial.unlink()
+
+
+def csv_of(records: list[dict[str, Any]]) -> str:
+    r"""Return a line per record, under the names of the first one's fields.
+
+    Examples
+    --------
+    >>> csv_of([{"a": 1, "b": "x,y"}])
+    'a,b\n1,"x,y"\n'
+    """
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(records[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    return text.getvalue()
 
 
 def write(path: str, text: str) -> None:

@@ -3,7 +3,6 @@
 import math
 import random
 import time
-import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from refattn.dense.attention import attention
 from refattn.dense.decode import attention_split_kv
 from refattn.dense.flash import flash_attention
 from refattn.dispatch import REFERENCE, Unsupported, load, why_not
+from refattn.watch.clock import traced
 
 VARIANTS: dict[str, Callable[..., Any]] = {
     "attention": attention,
@@ -161,18 +161,8 @@ def compare(problem: Problem, rows: list[Row], seconds: float, seed: int, tick: 
 
 def extra_bytes(call: Callable[[], Any]) -> int:
     """Return the most bytes that a call holds beyond those it returns, as tracemalloc counts them."""
-    tracing = tracemalloc.is_tracing()
-    if not tracing:
-        tracemalloc.start()
-    try:
-        before = tracemalloc.get_traced_memory()[0]
-        tracemalloc.reset_peak()
-        result = call()
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        if not tracing:
-            tracemalloc.stop()
-    return max(0, peak - before - sum(x.nbytes for x in (result if isinstance(result, tuple) else (result,))))
+    result, peak = traced(call)
+    return max(0, peak - sum(x.nbytes for x in (result if isinstance(result, tuple) else (result,))))
 
 
 REST = 0.04  # seconds before each timed call: the threads of a BLAS keep a core busy for a while after their work

@@ -10,8 +10,7 @@ from refattn.cli import console, files, profile_report
 from refattn.cli.calibrate import load
 from refattn.costs import machine
 from refattn.costs.mechanisms import Softmax
-from refattn.costs.names import mechanism_named, unknown
-from refattn.costs.traffic import PHASES
+from refattn.costs.names import PHASES, mechanism_named, unknown
 from refattn.costs.units import size
 from refattn.models.gpt import GPT
 from refattn.models.minilm import MiniLM

@@ -1,11 +1,10 @@
 """What `refattn profile` says: the table for people, JSON and CSV for programs. See `profile_page` for HTML."""
 
-import csv
-import io
 import json
 from typing import TYPE_CHECKING, Any
 
-from refattn.cli.console import columns, emit
+from refattn.cli.console import columns, emit, plain_table
+from refattn.cli.files import csv_of
 from refattn.costs.units import count, duration, size, three
 from refattn.dispatch import REFERENCE
 from refattn.watch.profile import Part, Profile
@@ -40,10 +39,7 @@ def cells(found: Profile, part: Part) -> list[str]:
 
 def show(found: Profile, facts: dict[str, str], console: "Console") -> None:
     """Print the verdict, the table, what its columns mean, the whole, and the facts."""
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    table = plain_table()
     table.add_column("component", no_wrap=True)
     for header in headers(found):
         table.add_column(header, justify="left" if header == "nearest roof" else "right", no_wrap=True)
@@ -167,9 +163,4 @@ def to_json(found: Profile, facts: dict[str, str]) -> str:
 
 def to_csv(found: Profile) -> str:
     """Return a line per component, with the columns of `record`."""
-    text = io.StringIO()
-    records = [record(found, part) for part in found.parts]
-    writer = csv.DictWriter(text, list(records[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(records)
-    return text.getvalue()
+    return csv_of([record(found, part) for part in found.parts])

@@ -13,8 +13,8 @@ from refattn.costs.calibration import Calibration
 from refattn.costs.hardware import Hardware, hardware
 from refattn.costs.lengths import Lengths
 from refattn.costs.memory import itemsize
+from refattn.costs.names import PHASES
 from refattn.costs.options import CLASSES
-from refattn.costs.prediction import PHASES
 from refattn.dispatch import REFERENCE
 
 NAME = "report"

@@ -5,7 +5,7 @@ import io
 import json
 from typing import TYPE_CHECKING, Any
 
-from refattn.cli.console import columns, emit
+from refattn.cli.console import columns, emit, plain_table
 from refattn.costs.promises import label
 from refattn.costs.rehearsal import SIMULATED, Figure
 from refattn.costs.serving import Plan
@@ -63,10 +63,7 @@ def _title(plan: Plan) -> str:
 
 
 def _table(plan: Plan) -> "Table":
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 2, 0, 0), pad_edge=False, show_edge=False)
+    table = plain_table(gap=2)
     for header in HEADERS:
         justify: Any = "left" if header == "bound by" else "right"
         table.add_column(header, justify=justify, vertical="bottom", no_wrap=True)

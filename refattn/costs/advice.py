@@ -12,8 +12,9 @@ from refattn.costs.calibration import Calibration
 from refattn.costs.hardware import Hardware
 from refattn.costs.lengths import Lengths
 from refattn.costs.memory import itemsize
+from refattn.costs.names import check_phase
 from refattn.costs.options import CLASSES, Candidate, Case, candidates, mixing
-from refattn.costs.prediction import PHASES, Prediction
+from refattn.costs.prediction import Prediction
 from refattn.costs.ranking import flips, sensitive
 from refattn.costs.transformer import Transformer
 from refattn.costs.units import duration, size
@@ -137,12 +138,12 @@ def advise(
     p50, p95 = drawn.quantile(0.5), drawn.quantile(0.95)
     case = Case(on, batch, phase, causal, dtype or ("float32" if isinstance(on, Calibration) else "bfloat16"))
     ways = candidates(m, on, backend, p95, exactness)
-    now50, now95 = case.time(ways[0], p50), case.time(ways[0], p95)
+    now95 = case.time(ways[0], p95)
     demands = _Demands(latency_p95, throughput, float(on.memory if memory is None else memory))
     options = [_option(way, case, p50, p95, now95, demands) for way in ways]
     present = options[0]
     ranked = sorted(options, key=lambda option: (len(option.misses), option.p95.seconds))
-    share50, share95 = (now.parts.get("attention", 0.0) / now.seconds for now in (now50, now95))
+    share50, share95 = (now.parts.get("attention", 0.0) / now.seconds for now in (present.p50, now95))
     limit = math.inf if share95 >= 1 else 1 / (1 - share95)
     largest = max(now95.parts, key=lambda part: now95.parts[part])
     choice, reason = _choose(ranked, present, latency_p95 is not None or throughput is not None)
@@ -156,7 +157,7 @@ def advise(
         choice=choice,
         reason=reason,
         flips=flips(ways, case, p95),
-        sensitive=sensitive(m, case, backend, p95, exactness, ranked[0].name),
+        sensitive=sensitive(ways, case, p95, ranked[0].name),
     )
 
 
@@ -166,8 +167,7 @@ def _check(
     for name, x in (("latency_p95", latency), ("throughput", throughput), ("memory", memory)):
         if x is not None:
             check_number("advise", name, x, above=0)
-    if phase not in PHASES:
-        raise ValueError(f"advise: phase is {phase!r}; wanted one of {', '.join(PHASES)}")
+    check_phase("advise", "phase", phase)
     if exactness not in CLASSES:
         raise ValueError(f"advise: exactness is {exactness!r}; wanted one of {', '.join(CLASSES)}")
     check_count("advise", "batch", batch)

@@ -30,6 +30,16 @@ MECHANISMS: dict[str, Callable[[], Mechanism]] = {
 }
 
 
+PHASES = ("prefill", "decode", "train")
+"""What a pass may be: all tokens at once; one behind the others; forwards and backwards."""
+
+
+def check_phase(operation: str, name: str, phase: str) -> None:
+    """Raise ValueError unless `phase` is one of `PHASES`."""
+    if phase not in PHASES:
+        raise ValueError(f"{operation}: {name} is {phase!r}; wanted one of {', '.join(PHASES)}")
+
+
 def mechanism_named(given: Any) -> Mechanism:
     """Return a `Mechanism` from one, a name of one, a mask or the text of one, or None for full attention.
 

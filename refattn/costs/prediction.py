@@ -15,7 +15,7 @@ from refattn.costs.calibration import Calibration, between, matmul_seconds
 from refattn.costs.hardware import Hardware
 from refattn.costs.mechanisms import Softmax
 from refattn.costs.memory import itemsize
-from refattn.costs.names import unknown
+from refattn.costs.names import check_phase, unknown
 from refattn.costs.roofs import CALLS, roofs
 from refattn.costs.steps import Step, steps
 from refattn.costs.traffic import ALGORITHMS
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from refattn.costs.mechanisms import Call
     from refattn.costs.transformer import Transformer
 
-PHASES = ("prefill", "decode", "train")
 COVERED = 0.8
 """The share of cases that an interval means to hold."""
 SLOWEST = 0.35
@@ -98,8 +97,7 @@ def predict(
     """
     check_count("predict", "batch", batch)
     check_count("predict", "seq", seq)
-    if phase not in PHASES:
-        raise ValueError(f"predict: phase is {phase!r}; wanted one of {', '.join(PHASES)}")
+    check_phase("predict", "phase", phase)
     call = m.call(batch, 1, seq - 1, causal) if phase == "decode" else m.call(batch, seq, 0, causal)
     if isinstance(on, Hardware):
         if algorithm not in ALGORITHMS:

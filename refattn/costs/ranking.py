@@ -4,8 +4,7 @@ import itertools
 import math
 from dataclasses import replace
 
-from refattn.costs.options import Candidate, Case, candidates
-from refattn.costs.transformer import Transformer
+from refattn.costs.options import Candidate, Case
 
 
 def best_at(ways: list[Candidate], case: Case, seq: int) -> Candidate:
@@ -30,7 +29,7 @@ def flips(ways: list[Candidate], case: Case, p95: int) -> list[tuple[int, str, s
     return found
 
 
-def sensitive(m: Transformer, case: Case, backend: str, p95: int, exactness: str, chosen: str) -> list[str]:
+def sensitive(ways: list[Candidate], case: Case, p95: int, chosen: str) -> list[str]:
     """Return which other inputs would bring another option to the front."""
     others = {f"batches of {8 * case.batch}": replace(case, batch=8 * case.batch)}
     for phase in ("prefill", "decode"):
@@ -38,7 +37,7 @@ def sensitive(m: Transformer, case: Case, backend: str, p95: int, exactness: str
             others[f"the phase {phase}"] = replace(case, phase=phase)
     lines = []
     for what, other in others.items():
-        best = best_at(candidates(m, case.on, backend, p95, exactness), other, p95)
+        best = best_at(ways, other, p95)
         if best.name != chosen:
             lines.append(f"with {what}, {best.name} is ahead")
     return lines

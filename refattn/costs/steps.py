@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from refattn.costs.transformer import Transformer
 
 COMPONENTS = ("projection", "attention", "ffn", "norm", "head", "other")
+TILE = (64, 128)  # queries and keys that a compiled kernel computes together
 TILED = 1 << 14  # keys beyond which half a tile a row no longer shows
 NORM_FLOPS, ACTIVATION_FLOPS, ROPE_FLOPS = 6, 8, 3  # of a number
 
@@ -118,7 +119,7 @@ def _mixing(m: "Transformer", mechanism: Mechanism, call: Call, layers: int) -> 
     tiled = mechanism.pairs(m, call)
     if call.keys <= TILED:
         patterns = 1 if mask is None else math.prod(mask.lead)
-        tiled = tile_pairs(mask, call.new, call.keys, 64, 128) * (heads // patterns)
+        tiled = tile_pairs(mask, call.new, call.keys, *TILE) * (heads // patterns)
     read = mechanism.kept(m, keys) if call.new == 1 else mechanism.keys_and_values(m, call)
     moved = call.tokens * m.heads * (d + dv) + call.batch * read
     found = [

@@ -15,6 +15,7 @@ from refattn import dispatch, masks
 from refattn.arrays import Array
 from refattn.costs.calibration import Curve
 from refattn.costs.pairs import tile_pairs
+from refattn.costs.steps import TILE
 from refattn.dense.attention import attention
 from refattn.dense.rope import rope
 from refattn.models.checkpoint import Config
@@ -138,7 +139,7 @@ def attention_curves(rng: np.random.Generator, backend: str) -> dict[str, Curve]
 
 def computed_pairs(backend: str, mask: "masks.Mask | None", Tq: int, Tk: int, heads: int) -> int:
     """Return how many pairs a backend computes: all of them on numpy, those of its tiles elsewhere."""
-    return heads * (Tq * Tk if backend == dispatch.REFERENCE else tile_pairs(mask, Tq, Tk, 64, 128))
+    return heads * (Tq * Tk if backend == dispatch.REFERENCE else tile_pairs(mask, Tq, Tk, *TILE))
 
 
 def _rising(curve: Curve) -> Curve:

@@ -8,6 +8,7 @@ tile of queries that stays in fast memory.
 from typing import TYPE_CHECKING
 
 from refattn.costs.memory import itemsize
+from refattn.costs.names import check_phase
 
 if TYPE_CHECKING:
     from refattn.costs.mechanisms import Call, Mechanism
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 TILE = 128
 """Queries that stay in fast memory."""
 
-PHASES = ("prefill", "decode", "train")
 ALGORITHMS = ("materialised", "flash")
 
 
@@ -50,8 +50,7 @@ def bytes_moved(
     ValueError
         For a phase or an algorithm that is none of these.
     """
-    if phase not in PHASES:
-        raise ValueError(f"bytes_moved: phase is {phase!r}; wanted one of {', '.join(PHASES)}")
+    check_phase("bytes_moved", "phase", phase)
     if algorithm not in ALGORITHMS:
         raise ValueError(f"bytes_moved: algorithm is {algorithm!r}; wanted one of {', '.join(ALGORITHMS)}")
     call = m.call(batch, 1 if phase == "decode" else seq, seq - 1 if phase == "decode" else 0, causal)
@@ -73,8 +72,7 @@ def _weights(m: "Transformer", tokens: int) -> int:
     read = m.active_params() - (0 if m.tied and m.logits else m.vocab * m.d_model)  # a lookup: few rows
     if m.experts is not None:
         visited = min(m.experts.count, m.experts.active * tokens) - m.experts.active
-        one = [sum(x.params for x in mechanism.feed(m, m.experts.ffn)) for mechanism in m.mechanism]
-        read += sum(visited * n for layer, n in enumerate(one) if m.has_experts(layer))
+        read += visited * m.expert_params()
     return read
 
 

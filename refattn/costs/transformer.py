@@ -179,18 +179,23 @@ class Transformer:
             total += sum(x.params for x in mechanism.matrices(self)) + mechanism.other_params(self)
             total += (self.norms if self.ffn_width or self.experts else min(self.norms, 1)) * norm
             total += sum(x.params for x in self.feed(layer))
-            if self.experts is not None and self.has_experts(layer):
-                one = sum(x.params for x in mechanism.feed(self, self.experts.ffn))
-                total += one * (self.experts.count - self.experts.active)  # those a token does not visit
-        return total
+        return total + self._idle_experts()
 
     def active_params(self) -> int:
         """Return the parameters that one token's pass reads: `params` without the experts it does not visit."""
-        if self.experts is None:
-            return self.params()
-        idle = self.experts.count - self.experts.active
-        one = [sum(x.params for x in mechanism.feed(self, self.experts.ffn)) for mechanism in self.mechanism]
-        return self.params() - sum(n * idle for layer, n in enumerate(one) if self.has_experts(layer))
+        return self.params() - self._idle_experts()
+
+    def _idle_experts(self) -> int:
+        e = self.experts
+        return 0 if e is None else (e.count - e.active) * self.expert_params()
+
+    def expert_params(self) -> int:
+        """Return the parameters of one expert of each layer that has them; 0 without."""
+        e = self.experts
+        if e is None:
+            return 0
+        having = [mechanism for layer, mechanism in enumerate(self.mechanism) if self.has_experts(layer)]
+        return sum(x.params for mechanism in having for x in mechanism.feed(self, e.ffn))
 
     def call(self, batch: int, seq: int, past: int = 0, causal: bool = True, mask: Any = None) -> Call:
         """Return a checked `Call`."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -101,8 +102,8 @@ def target_of(path: "str | Path") -> Path:
 
 
 def temporary_beside(target: Path) -> Path:
-    """Return a name in the same folder that is this process's own."""
-    return target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    """Return a name in the same folder that nobody else takes."""
+    return target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
 
 
 def special(target: Path) -> bool:

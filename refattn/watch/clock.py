@@ -170,14 +170,19 @@ def peak_bytes(run: Callable[[], Any]) -> int:
     >>> 8_000_000 <= peak_bytes(lambda: np.zeros(1_000_000)) < 8_100_000
     True
     """
+    return traced(run)[1]
+
+
+def traced(run: Callable[[], Any]) -> tuple[Any, int]:
+    """Return what a call returns, and the most bytes that it holds at once beyond those before it."""
     tracing = tracemalloc.is_tracing()
     if not tracing:
         tracemalloc.start()
     try:
         before = tracemalloc.get_traced_memory()[0]
         tracemalloc.reset_peak()
-        run()
-        return max(0, tracemalloc.get_traced_memory()[1] - before)
+        result = run()
+        return result, max(0, tracemalloc.get_traced_memory()[1] - before)
     finally:
         if not tracing:
             tracemalloc.stop()

@@ -5,11 +5,11 @@ from typing import Any
 
 from refattn.costs.landmarks import Linformer, Nystrom
 from refattn.costs.names import MECHANISMS, mechanism_named, unknown
+from refattn.costs.names import PHASES as PHASES  # what the label phase may say
 from refattn.costs.recurrent import WORK
 from refattn.dispatch import backends
 
 COMPONENTS = ("attention", "projection", "ffn", "norm", "embedding", "head", "other")
-PHASES = ("prefill", "decode", "train")
 MIXED = "mixed"
 """The mechanism of a model whose layers do not share one."""
 

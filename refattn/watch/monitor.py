@@ -17,11 +17,11 @@ from refattn.costs.calibration import Calibration
 from refattn.costs.hardware import Hardware
 from refattn.costs.machine import need
 from refattn.costs.memory import itemsize
-from refattn.costs.names import unknown
+from refattn.costs.names import PHASES, unknown
 from refattn.costs.transformer import Transformer
 from refattn.dispatch import REFERENCE
 from refattn.watch.counts import Counts, Predicted, predictor
-from refattn.watch.labels import COMPONENTS, PHASES, backend_label, mechanism_label, one_of
+from refattn.watch.labels import COMPONENTS, backend_label, mechanism_label, one_of
 from refattn.watch.metrics import metrics_of
 from refattn.watch.spans import Call, Part, running
 

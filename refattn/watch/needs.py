@@ -8,8 +8,7 @@ from refattn.arrays import check_count
 from refattn.costs.flops import forward_flops, train_flops
 from refattn.costs.machine import free_memory
 from refattn.costs.mechanisms import Softmax
-from refattn.costs.names import unknown
-from refattn.costs.traffic import PHASES
+from refattn.costs.names import check_phase, unknown
 from refattn.costs.transformer import Transformer
 from refattn.costs.units import size
 from refattn.watch.network import Network
@@ -24,8 +23,7 @@ def check(m: Transformer, causal: bool, batch: int, seq: int, phase: str, backen
     """Raise what `profile` raises for bad arguments, and where the pass does not fit into free memory."""
     check_count("profile", "batch", batch)
     check_count("profile", "seq", seq)
-    if phase not in PHASES:
-        raise ValueError(f"profile: phase is {phase!r}; wanted one of {', '.join(PHASES)}")
+    check_phase("profile", "phase", phase)
     if backend not in (*dispatch.backends(), dispatch.AUTO):
         raise unknown("backend", backend, [*dispatch.backends(), dispatch.AUTO])
     if m.positions and seq > m.positions:

@@ -2,13 +2,12 @@
 
 import errno
 import math
-import os
 import re
-import secrets
 from collections import Counter
 from dataclasses import fields
 from pathlib import Path
 
+from refattn.models.files import write_whole
 from refattn.testing.contract import Contract
 from refattn.testing.verdicts import BAD, NOT_RUN, PASS, VERDICTS, Report, Result
 
@@ -119,15 +118,4 @@ def write(path: str | Path, text: str) -> None:
         raise IsADirectoryError(errno.EISDIR, "the report wants a file, this is a folder", str(path))
     if not target.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, "there is no such folder for the report", str(target.parent))
-    if target.exists() and not target.is_file():  # /dev/stdout and the like must not be replaced
-        target.write_text(text, encoding="utf-8", newline="\n")
-        return
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with temporary.open("x", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(path, text)
